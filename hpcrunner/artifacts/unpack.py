@@ -1,0 +1,232 @@
+"""Unpacks a tar that may have been made to do harm.
+
+Files are written first, links are made last, so nothing is ever written through a link. All happens in a
+folder of its own, which gets its final name when it is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcrunner.artifacts.stream import open_tar
+from hpcrunner.artifacts.style import TarStyle
+from hpcrunner.errors import ArchiveError
+from hpcrunner.units import format_size
+
+_DEEPEST = 100
+
+
+@dataclass(frozen=True)
+class Limits:
+    bytes: int
+    entries: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    files: int
+    bytes: int
+    skipped: tuple[str, ...]
+    """What was left out and why, in words."""
+
+
+def unpack(archive: Path, target: Path, style: TarStyle | None, limits: Limits) -> Unpacked:
+    """Unpacks to `target`, which must not exist: a folder, or the file itself if a single file was packed.
+
+    Raises ArchiveError naming what is wrong; then nothing of it is left.
+    """
+    part = target.with_name(f".{target.name[:200]}.part")
+    _remove(part)
+    part.mkdir(mode=0o700)
+    try:
+        writer = _Writer(part, limits)
+        with open_tar(archive, limits.bytes) as tar:
+            for member in tar:
+                writer.add(tar, member)
+                # tarfile remembers every member; a million of them is a lot of memory.
+                tar.members = []  # type: ignore[attr-defined]
+        writer.make_links()
+        single = _single(writer.names, style or TarStyle.NEW)
+        if single is not None and (part / single).is_file():
+            (part / single).replace(target)
+            part.rmdir()
+        else:
+            writer.finish_folders()
+            part.replace(target)
+    except ArchiveError as error:
+        _remove(part)
+        raise ArchiveError(f"{archive.name.strip('.').removesuffix('.fetched')}: {error}") from error.__cause__
+    except BaseException:
+        _remove(part)
+        raise
+    return Unpacked(writer.files, writer.bytes, tuple(writer.skipped))
+
+
+def _single(names: list[str], style: TarStyle) -> str | None:
+    """The name of the only member if that means "a file" rather than "a folder with one file in it"."""
+    if len(names) != 1:
+        return None
+    dotted = names[0].startswith("./")
+    name = posixpath.normpath(names[0])
+    if "/" in name or dotted != (style is TarStyle.NEW):
+        return None
+    return name
+
+
+class _Writer:
+    def __init__(self, root: Path, limits: Limits) -> None:
+        self._root, self._limits = root, limits
+        self._folders: dict[str, int] = {}
+        self._links: dict[str, str] = {}
+        self._written: set[str] = set()
+        self.names: list[str] = []
+        self.files = self.bytes = self._entries = 0
+        self.skipped: list[str] = []
+
+    def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        self._entries += 1
+        if self._entries > self._limits.entries:
+            raise ArchiveError(f"holds more than {self._limits.entries} files")
+        if len(self.names) < 2:
+            self.names.append(member.name)
+        name = self._checked(member.name)
+        if member.isdir():
+            self._folder(name, member.mode)
+        elif member.isreg():
+            self._file(tar, member, name)
+        elif member.issym():
+            self._link(name, member.linkname)
+        elif member.islnk():
+            self._hard_link(name, member.linkname)
+        else:
+            raise ArchiveError(f"holds {member.name!r}, which is a device, a pipe or something else that is no file")
+
+    def make_links(self) -> None:
+        for name, target in self._links.items():
+            path = self._root / name
+            self._parents(name)
+            if os.path.lexists(path):
+                raise ArchiveError(f"holds {name!r} twice, once as a link")
+            path.symlink_to(target)
+        # Links may lead through each other, so where each one ends shows only now.
+        root = os.path.realpath(self._root)
+        for name in self._links:
+            end = os.path.realpath(self._root / name)
+            if end != root and not end.startswith(root + os.sep):
+                (self._root / name).unlink()
+                self.skipped.append(f"the link {name!r} leads outside; it is left out")
+
+    def finish_folders(self) -> None:
+        """Folders get their own mode last: a read-only one could not be filled before."""
+        for name, mode in sorted(self._folders.items(), reverse=True):
+            (self._root / name).chmod(0o700 | mode & 0o755)
+
+    def _checked(self, name: str) -> str:
+        """The name relative to the folder. Raises ArchiveError for one that leads anywhere else."""
+        if "\0" in name or name.startswith("/") or ".." in name.split("/"):
+            raise ArchiveError(f"holds the name {name!r}, which leads outside of its folder")
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if len(parts) > _DEEPEST:
+            raise ArchiveError(f"holds folders nested more than {_DEEPEST} deep")
+        return "/".join(parts)
+
+    def _parents(self, name: str) -> None:
+        folder = posixpath.dirname(name)
+        if folder and folder not in self._folders:
+            self._folder(folder, 0o755)
+
+    def _folder(self, name: str, mode: int) -> None:
+        known = name in self._folders
+        if name:
+            self._folders[name] = mode
+        if known or not name:
+            return
+        self._parents(name)
+        self._free(name)
+        try:
+            (self._root / name).mkdir(mode=0o700)
+        except OSError as error:
+            raise _unwritable(name, error) from error
+
+    def _file(self, tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> None:
+        if not name:
+            raise ArchiveError(f"holds a file without a name ({member.name!r})")
+        self._room_for(member.size)
+        self._parents(name)
+        self._free(name)
+        source = tar.extractfile(member)
+        assert source is not None
+        path = self._root / name
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            with open(descriptor, "wb") as file:  # noqa: PTH123 - by descriptor
+                shutil.copyfileobj(source, file, 2**16)
+                os.fchmod(descriptor, 0o600 | member.mode & 0o755)
+            if 0 <= member.mtime < 2**33:
+                os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
+        except OSError as error:
+            raise _unwritable(name, error) from error
+        if path.stat().st_size != member.size:
+            raise ArchiveError(f"ends in the middle of {name!r}: it is damaged")
+        self._written.add(name)
+        self.files += 1
+
+    def _room_for(self, size: int) -> None:
+        self.bytes += size
+        if size < 0 or self.bytes > self._limits.bytes:
+            raise ArchiveError(f"unpacks to more than the {format_size(self._limits.bytes)} that are allowed "
+                               "(hdd of the experiment, or artifact_limit of the site)")
+
+    def _link(self, name: str, target: str) -> None:
+        if not name or not target or "\0" in target:
+            raise ArchiveError(f"holds the link {name!r} to {target!r}, which is none")
+        self._parents(name)
+        end = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+        if target.startswith("/") or end == ".." or end.startswith("../"):
+            self.skipped.append(f"the link {name!r} leads outside; it is left out")
+            return
+        self._free(name)
+        self._links[name] = target
+
+    def _hard_link(self, name: str, target: str) -> None:
+        source = self._checked(target)
+        if source not in self._written or not name:
+            raise ArchiveError(f"holds {name!r} as a hard link to {target!r}, which is no earlier file of the archive")
+        if source == name:
+            return
+        self._parents(name)
+        self._free(name)
+        (self._root / name).hardlink_to(self._root / source)
+        self._written.add(name)
+        self.files += 1
+
+    def _free(self, name: str) -> None:
+        """A later member of the same name replaces an earlier file, as tar does."""
+        if name in self._written:
+            (self._root / name).unlink()
+            self._written.discard(name)
+        elif name in self._links:
+            del self._links[name]
+        elif name in self._folders and (self._root / name).exists():
+            raise ArchiveError(f"holds {name!r} both as a folder and as something else")
+
+
+def _unwritable(name: str, error: OSError) -> Exception:
+    """An archive's own fault (a name too long for the disk, a file in a folder's place), or the disk's."""
+    import errno
+
+    if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL, errno.EILSEQ):
+        return ArchiveError(f"holds {name[:200]!r}, which can't be written: {error.strerror}")
+    return error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

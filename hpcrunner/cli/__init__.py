@@ -1,0 +1,1 @@
+"""The command: arguments in, text out. What it does is elsewhere."""

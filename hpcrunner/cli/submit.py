@@ -1,0 +1,64 @@
+"""`hpcrunner submit-from-queue`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from hpcrunner.cli.common import configuration, set_up_logging
+from hpcrunner.config.site import Site
+from hpcrunner.journal.store import Journal
+from hpcrunner.layout import StateDir
+
+
+def run(arguments: argparse.Namespace) -> int:
+    site = configuration(arguments).site
+    set_up_logging(site.log_level)
+    if arguments.dry_run:
+        from hpcrunner.cli import dry_run
+
+        return dry_run.run(site, arguments.max)
+    from hpcrunner.engine.install import Install
+    from hpcrunner.engine.tick import tick
+
+    with Journal(StateDir(site.state_dir).journal) as journal:
+        install = Install(site, journal)
+        if not arguments.wait:
+            tick(install, arguments.max)
+            return 0
+        with _progress(install) as show:
+            left = arguments.max
+            while True:
+                done = tick(install, left)
+                left = None if left is None else left - done.taken
+                show(done.active)
+                if not done.taken and not done.active:
+                    return 0
+                _pause(install, site)
+
+
+def _pause(install, site: Site) -> None:  # type: ignore[no-untyped-def]
+    """Until the next look, or until a job drops its file into the spool."""
+    spool = install.state.spool
+    before = _stamp(spool)
+    until = time.monotonic() + site.poll_interval
+    while time.monotonic() < until and _stamp(spool) == before:
+        time.sleep(min(0.05, site.poll_interval))
+
+
+def _stamp(folder):  # type: ignore[no-untyped-def]
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _progress(install):  # type: ignore[no-untyped-def]
+    if not sys.stderr.isatty():
+        from contextlib import nullcontext
+
+        return nullcontext(lambda active: None)
+    from hpcrunner.cli.progress import Progress
+
+    return Progress(install.journal)

@@ -1,0 +1,164 @@
+"""Every option of a site. This is the schema: the loader, the command line and docs/site-config.md follow it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hpcrunner.config import kinds
+from hpcrunner.config.backends import QueueEntry, QueueSource, backend
+from hpcrunner.config.kinds import Option
+
+
+def option(default: Any, kind: kinds.Kind[Any], doc: str, *, unset: str = "not set", heading: str = "") -> Any:
+    """A field of `Site`; see `Option`."""
+    described = Option(kind, default, doc, unset, heading)
+    return field(default_factory=described.value, metadata={"option": described})
+
+
+_VERSION = ('a Python version such as 3.11, or "any"', r"[0-9]+\.[0-9]+|any")
+_TEMPLATE = kinds.text(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "the name of a file, not a path")
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the site's admin decided. Sizes are bytes, durations seconds, paths absolute."""
+
+    state_dir: Path = option(
+        "~/.hpcrunner", kinds.path(), heading="Folders",
+        doc="The journal, dead letters and logs of this install. One folder is one install: whoever shares it "
+            "takes turns.")
+    working_dir: Path = option(
+        None, kinds.path(), unset="`runs` in `state_dir`",
+        doc="Run directories of experiments. Hosts that run jobs must see it under the same path.")
+    image_dir: Path = option(
+        None, kinds.path(), unset="`images` in `state_dir`",
+        doc="Images that were built, each once for all experiments with the same environment. Several installs may "
+            "share it.")
+    store_roots: tuple[Path, ...] = option(
+        (), kinds.ListOf(kinds.path()),
+        doc="Folders in which experiments' local (`file:`) stores may lie. Nothing outside of them is read or "
+            "written, whatever a message says.")
+
+    queues: tuple[QueueSource, ...] = option(
+        (), kinds.ListOf(QueueEntry()), heading="Queues",
+        doc="Where experiments come from: a list of mappings with `type` and the options of that type, which are "
+            "below.")
+    queue_match: re.Pattern[str] | None = option(
+        None, kinds.regex(), doc="Only queues whose name matches, on top of each entry's own `match`.",
+        unset="all queues")
+    queue_mismatch: re.Pattern[str] | None = option(
+        None, kinds.regex(), doc="No queues whose name matches, on top of each entry's own `mismatch`.",
+        unset="no queue is left out")
+    queue_gone_grace: float = option(
+        "60s", kinds.duration(), doc="A queue that was removed for this long takes its experiments with it: they "
+        "are cancelled.")
+
+    scheduler: str = option(
+        "direct", backend("schedulers"), heading="Jobs",
+        doc="What starts jobs. `direct` starts them on this host, within the limits below.")
+    max_cores: int | None = option(
+        None, kinds.integer(1), doc="Cores that all running jobs may use together.", unset="all of this host")
+    max_mem: int | None = option(
+        None, kinds.size(), doc="Memory that all running jobs may use together.", unset="all of this host")
+    max_disk: int | None = option(
+        None, kinds.size(), doc="Disk space that all running jobs may use together.",
+        unset="what is free where `working_dir` lies")
+    max_gpus: int | None = option(
+        None, kinds.integer(), doc="GPUs that jobs may use together.", unset="all that are visible")
+    cpu_only: bool = option("false", kinds.boolean(), doc="Look for no GPUs, and give jobs none.")
+    max_jobs: int | None = option(
+        None, kinds.integer(1), doc="Experiments that run at once.", unset="as many as fit")
+    max_duration: float = option(
+        "96h", kinds.duration(1), doc="The longest that one attempt of an experiment runs, whatever it asks for.")
+    kill_grace: float = option(
+        "30s", kinds.duration(1), doc="Time between SIGTERM and SIGKILL for a job that is stopped.")
+    retries: int = option(
+        "2", kinds.integer(), doc="How often an experiment is started again after the infrastructure failed. The "
+        "user's own failures are never tried again.")
+    env: Mapping[str, str] = option(
+        {}, kinds.MappingOf("names of variables", r"[A-Za-z_][A-Za-z0-9_]*", kinds.text()),
+        doc="Variables for every job. The experiment's own come after them and win.")
+    prologue: str | None = option(
+        None, kinds.text(), doc="Shell lines that the job script runs first, outside of the container, such as "
+        "`module load apptainer`.")
+    epilogue: str | None = option(
+        None, kinds.text(), doc="Shell lines that the job script runs last, however the experiment ended.")
+    job_template: str | None = option(
+        None, _TEMPLATE, doc="Template of the job script, to be found in `template_dirs` or among the shipped ones.",
+        unset="the one of the scheduler, such as `direct.sh.j2`")
+    template_dirs: tuple[Path, ...] = option(
+        (), kinds.ListOf(kinds.path()), doc="Folders with templates and recipes, searched before the shipped ones.")
+
+    engine: str = option(
+        "auto", backend("containers", "auto"), heading="Containers and environments",
+        doc="What experiments run in. `auto` takes Apptainer or Singularity where one is installed, and otherwise "
+            "`none`: virtual environments.")
+    engine_path: str | None = option(
+        None, kinds.program(), doc="The engine's program.", unset="looked for on PATH under the engine's name")
+    base_images: Mapping[str, str] = option(
+        {}, kinds.MappingOf(*_VERSION, kinds.base_image()),
+        doc="Images with Python and pip that experiments' images are built on, by Python version. `any` stands for "
+            "all versions that have no entry. A reference with a digest (`@sha256:...`) always means the same image.")
+    trusted_images: tuple[str, ...] = option(
+        (), kinds.ListOf(kinds.text(
+            r"(docker|oras|library)://[!-~]*([/:@]|@sha256:[0-9a-f]{64})",
+            "the beginning of an image reference, such as docker://ghcr.io/lab/, up to a `/`, `:` or `@`, or all of "
+            "one with its digest")),
+        doc="Images that experiments may name themselves: references that begin so. Without any, only image files "
+            "that travel with the experiment are run.")
+    python_match: str = option(
+        "major", kinds.choice("minor", "major"),
+        doc="How far a base image's or an interpreter's Python version must agree with the experiment's: `minor` "
+            "wants 3.11 for 3.11, `major` takes another 3.x if need be, with a warning.")
+    pythons: Mapping[str, Path] = option(
+        {}, kinds.MappingOf(*_VERSION, kinds.path()),
+        doc="Interpreters for `engine: none`, by Python version. Others are looked for on PATH.")
+    recipe: str = option(
+        "python", _TEMPLATE,
+        doc="Recipe of the definition file: `python` means `python.def.j2`, in `template_dirs` or among the shipped "
+            "ones.")
+    studioml: str = option(
+        "auto", kinds.choice("auto", "always", "never"),
+        doc="Whether the package `studioml` is installed for the experiment. `auto` looks whether its code needs it.")
+    binds: tuple[str, ...] = option(
+        (), kinds.ListOf(kinds.bind()), doc="Folders of the host that every container sees.")
+    exec_args: tuple[str, ...] = option(
+        (), kinds.ListOf(kinds.text()), doc="More arguments for the engine's `exec` and `run`.")
+    build_args: tuple[str, ...] = option(
+        (), kinds.ListOf(kinds.text()), doc="More arguments for the engine's `build`.")
+    pip_args: tuple[str, ...] = option(
+        (), kinds.ListOf(kinds.text()), doc="More arguments for `pip install`, such as `--index-url=...`.")
+    build_timeout: float = option("1h", kinds.duration(1), doc="The longest that building one image may take.")
+    build_tmpdir: Path | None = option(
+        None, kinds.path(), doc="Where images are unpacked while they are built.",
+        unset="/dev/shm where it has room, otherwise $TMPDIR or /tmp")
+    mksquashfs_args: str = option(
+        "-comp zstd -Xcompression-level 3", kinds.text(), doc="Arguments for mksquashfs, which packs images.")
+    max_builds: int = option("1", kinds.integer(1), doc="Images that are built at once.")
+
+    artifact_limit: int = option(
+        "100GiB", kinds.size(), heading="Results",
+        doc="What an experiment's files may take when they are unpacked, if it doesn't ask for disk space itself.")
+    keep: str = option(
+        "none", kinds.choice("none", "failed", "all"),
+        doc="Which run directories stay when their results are returned. Logs always stay.")
+    debug: bool = option("false", kinds.boolean(), doc="The same as `keep: all`.")
+
+    poll_interval: float = option(
+        "1s", kinds.duration(0.05), heading="The command itself",
+        doc="Time between two looks under `submit-from-queue --wait`.")
+    log_level: str = option(
+        "info", kinds.choice("debug", "info", "warning", "error"), doc="The least that is logged.")
+
+    def __post_init__(self) -> None:
+        for name, folder in (("working_dir", "runs"), ("image_dir", "images")):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.state_dir / folder)
+
+
+OPTIONS: dict[str, Option] = {described.name: described.metadata["option"] for described in fields(Site)}
+"""In the order in which people are shown them."""

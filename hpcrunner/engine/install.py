@@ -1,0 +1,113 @@
+"""One install of hpcrunner with all its parts: what every step of the tick works with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hpcrunner import plugins
+from hpcrunner.config.site import Site
+from hpcrunner.containers.base import Container
+from hpcrunner.errors import StoreError, UnavailableError
+from hpcrunner.images.cache import Images
+from hpcrunner.journal.store import Journal
+from hpcrunner.layout import RunDir, StateDir
+from hpcrunner.model import Run
+from hpcrunner.queues.base import Queues
+from hpcrunner.schedulers.base import Job, Scheduler
+from hpcrunner.stores.base import Store
+from hpcrunner.wire.message import Experiment, parse, safe_name
+
+log = logging.getLogger("hpcrunner")
+
+_SCHEMES = {"file": "local"}
+"""Backends of stores by the scheme of a location, where the two differ."""
+
+
+@dataclass
+class Install:
+    site: Site
+    journal: Journal
+
+    @cached_property
+    def state(self) -> StateDir:
+        return StateDir(self.site.state_dir)
+
+    @cached_property
+    def scheduler(self) -> Scheduler:
+        backend: Scheduler = plugins.load("schedulers", self.site.scheduler)(self.site)
+        return backend
+
+    @cached_property
+    def engine(self) -> str:
+        return choose_engine(self.site)
+
+    @cached_property
+    def container(self) -> Container:
+        backend: Container = plugins.load("containers", self.engine)(self.site, self.engine)
+        return backend
+
+    @cached_property
+    def images(self) -> Images:
+        return Images(self.site, self.engine, self.container)
+
+    @cached_property
+    def sources(self) -> list[Queues]:
+        """The site's queue brokers, in the order of the site config."""
+        return [plugins.load("queues", source.type)(source.options, self.journal.install_id)
+                for source in self.site.queues]
+
+    def queues(self) -> Iterator[tuple[Queues, list[str]]]:
+        """Each broker that answers, with the queues it has now."""
+        for source in self.sources:
+            try:
+                names = source.names()
+            except UnavailableError as error:
+                log.warning("%s", error)
+                continue
+            yield source, [name for name in names if self._wanted(name)]
+
+    def _wanted(self, queue: str) -> bool:
+        match, mismatch = self.site.queue_match, self.site.queue_mismatch
+        return (not match or bool(match.search(queue))) and not (mismatch and mismatch.search(queue))
+
+    def experiment(self, run: Run) -> Experiment:
+        return parse(self.journal.message(run))
+
+    def run_dir(self, run: Run) -> RunDir:
+        """Its folder; the name holds the run's id, so no two runs share one."""
+        name = safe_name(run.key)
+        root = Path(run.run_dir) if run.run_dir else self.site.working_dir / f"{name}-{run.id}.{run.generation}"
+        return RunDir(root, name)
+
+    def job(self, run: Run) -> Job:
+        return Job(run.tag, run.job_id, self.run_dir(run).root)
+
+    def store(self, location: str, credentials: Any = None) -> Store:
+        """The store of a location. Raises StoreError for a kind that this hpcrunner doesn't know."""
+        scheme = location.partition(":")[0]
+        return open_store(self.site, _SCHEMES.get(scheme, scheme), credentials, location)
+
+
+def open_store(site: Site, kind: str, credentials: Any, what: str) -> Store:
+    if not plugins.is_known("stores", kind):
+        raise StoreError(f"{what}: there is no store of the kind {kind!r} in this hpcrunner; it has "
+                         f"{', '.join(plugins.names('stores'))}")
+    store: Store = plugins.load("stores", kind)(site, credentials)
+    return store
+
+
+def choose_engine(site: Site) -> str:
+    """`engine: auto` means a container engine if one is installed, else virtual environments."""
+    if site.engine != "auto":
+        return site.engine
+    import shutil
+
+    for name in ("apptainer", "singularity"):
+        if shutil.which(str(site.engine_path) if site.engine_path else name):
+            return name
+    return "none"

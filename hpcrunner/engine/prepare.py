@@ -1,0 +1,138 @@
+"""Before the job: its input files into the run directory, its image ordered."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from hpcrunner.artifacts.style import TarStyle, detect_style
+from hpcrunner.artifacts.unpack import Limits, unpack
+from hpcrunner.engine.install import Install
+from hpcrunner.errors import MessageError, StoreError
+from hpcrunner.layout import RunDir
+from hpcrunner.model import Run, State
+from hpcrunner.wire.message import Artifact, Experiment
+from hpcrunner.wire.requirements import needs_studioml, requirements
+
+IMAGE_TAG = "_singularity"
+_LARGEST_SOURCE = 4 * 2**20
+
+
+def stage(install: Install, run: Run) -> Run:
+    """Fetches every artifact whose object exists, into a new run directory.
+
+    What a crash left of an earlier try is removed first: nothing has run in it. Raises MessageError or StoreError.
+    """
+    experiment = install.experiment(run)
+    run_dir = install.run_dir(run)
+    notes = [*run.notes]
+    if run_dir.root.exists():
+        shutil.rmtree(run_dir.root)
+    run_dir.root.mkdir(mode=0o700, parents=True)
+    for folder in (run_dir.status, run_dir.home, run_dir.experiment):
+        folder.mkdir(parents=True)
+    style: TarStyle | None = None
+    left = experiment.resources.hdd or install.site.artifact_limit
+    # The workspace first: its tar shows in which style this client packs.
+    for artifact in sorted(experiment.artifacts.values(), key=lambda artifact: (artifact.tag != "workspace", artifact.tag)):
+        target = run_dir.given_image if artifact.tag == IMAGE_TAG else run_dir.experiment / artifact.tag
+        packed = _fetch(install, run_dir, artifact)
+        if packed is None:
+            continue
+        if artifact.tag == "workspace":
+            style = detect_style(packed)
+        if artifact.unpack:
+            done = unpack(packed, target, style, Limits(left))
+            notes += [f"{artifact.tag}: {text}" for text in done.skipped]
+            left = max(0, left - done.bytes)
+            packed.unlink()
+        else:
+            packed.replace(target)
+    _check_image(install, run_dir, experiment)
+    run_dir.workspace.mkdir(exist_ok=True)
+    (run_dir.experiment / "modeldir").mkdir(exist_ok=True)
+    _open_log(run_dir, "output" in experiment.artifacts)
+    run_dir.style_file.write_text((style or style_by_version(experiment)).value)
+    return install.journal.move(run, State.STAGED, "input files are in place", run_dir=str(run_dir.root),
+                                notes=tuple(dict.fromkeys(notes)))
+
+
+def style_by_version(experiment: Experiment) -> TarStyle:
+    """How the submitting client packs, told by its version, where there is no tar of its own to look at."""
+    for entry in experiment.pythonenv:
+        name, _, version = entry.partition("==")
+        if name.strip().lower() == "studioml":
+            numbers = [int(part) for part in version.split(".")[:3] if part.isdigit()]
+            return TarStyle.OLD if (0,) < tuple(numbers) < (0, 0, 44) else TarStyle.NEW
+    return TarStyle.NEW
+
+
+def define(install: Install, run: Run) -> Run:
+    """Finds out which image the run needs, and orders it if it has to be built. Raises MessageError, ConfigError."""
+    experiment = install.experiment(run)
+    run_dir = install.run_dir(run)
+    if run_dir.given_image.exists():
+        return install.journal.note(run, "its image came with it", image=str(run_dir.given_image))
+    if experiment.filename is None:
+        raise MessageError("has no script to run, and no image with a run script of its own (_singularity)")
+    definition = install.container.define(experiment, studioml=wants_studioml(install, experiment, run_dir))
+    wanted = requirements(experiment.pythonenv, experiment.pip, keep_studioml=True)
+    install.images.order(definition)
+    for name, text in definition.files.items():
+        (run_dir.root / name).write_text(text)
+    return install.journal.note(run, f"needs the image {definition.digest[:12]}: {definition.summary}",
+                                image=definition.digest, notes=tuple(dict.fromkeys([*run.notes, *wanted.warnings])))
+
+
+def wants_studioml(install: Install, experiment: Experiment, run_dir: RunDir) -> bool:
+    """Whether the job imports StudioML itself, told by its source files unless the site says."""
+    if install.site.studioml != "auto":
+        return install.site.studioml == "always"
+    return needs_studioml(experiment.filename, (
+        path.read_text(errors="replace") for path in sorted(run_dir.experiment.rglob("*.py"))
+        if path.is_file() and not path.is_symlink() and path.stat().st_size < _LARGEST_SOURCE))
+
+
+def _fetch(install: Install, run_dir: RunDir, artifact: Artifact) -> Path | None:
+    """The object as a file; None if a mutable artifact has none yet."""
+    if artifact.location is None:
+        if artifact.mutable:
+            return None
+        raise MessageError(f"artifact {artifact.tag} says nowhere where it is stored (neither `qualified` nor `url`)")
+    if artifact.tag == IMAGE_TAG and artifact.key is None:
+        raise MessageError(f"wants the image {artifact.location}; this site runs only image files that travel with the "
+                           "experiment (studio run --container=FILE)")
+    packed = run_dir.root / f".{artifact.tag[:100]}.fetched"
+    if install.store(artifact.location, artifact.credentials).fetch(artifact.location, packed):
+        return packed
+    if artifact.mutable:
+        return None
+    raise MessageError(f"artifact {artifact.tag} is not in the store: there is no {artifact.location}")
+
+
+def _check_image(install: Install, run_dir: RunDir, experiment: Experiment) -> None:
+    image = run_dir.given_image
+    if image.is_dir():
+        # One file in a tar is told from a folder with one file by the style only; here it must be a file.
+        files = [path for path in image.iterdir() if path.is_file() and not path.is_symlink()]
+        if len(files) != 1:
+            raise MessageError(f"artifact {IMAGE_TAG} holds {len(files)} files; it must be one image file")
+        files[0].replace(image.with_suffix(".one"))
+        shutil.rmtree(image)
+        image.with_suffix(".one").replace(image)
+    if image.exists() and (refusal := install.container.accepts(image)):
+        raise MessageError(f"artifact {IMAGE_TAG} {refusal}")
+
+
+def _open_log(run_dir: RunDir, has_output: bool) -> None:
+    """Makes the folder of the log. An `output` that came as a single file becomes the log's beginning."""
+    log = run_dir.log(has_output)
+    folder = log.parent
+    if folder.is_symlink() or folder.is_file():
+        before = folder.with_name(".output")
+        folder.replace(before)
+        folder.mkdir()
+        before.replace(log)
+    folder.mkdir(exist_ok=True)
+    if log.is_symlink():
+        raise StoreError("artifact output: its file `output` is a link; it must be a file")

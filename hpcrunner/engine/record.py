@@ -1,0 +1,46 @@
+"""The client's record of an experiment: `experiments/<key>` in its database bucket, a JSON object.
+
+The client knows the states waiting, running, finished and stopped; how it really ended stands in fields of our
+own, which the client ignores. Whoever reads the whole object must write it back whole, so it is read right
+before it is written, and `stopped`, which only the user writes, is never overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from typing import Any
+
+from hpcrunner.engine.install import Install, log, open_store
+from hpcrunner.errors import StoreError
+from hpcrunner.wire.message import Experiment
+
+
+def update(install: Install, experiment: Experiment, changes: dict[str, Any]) -> bool:
+    """Writes `changes` into the record; does nothing if there is none (the user may have deleted it).
+
+    Returns whether it was written. Raises StoreError.
+    """
+    database = experiment.database
+    if database is None:
+        return False
+    key = f"experiments/{experiment.key}"
+    if posixpath.normpath(key) != key:
+        log.warning("%s: its record is left alone: the key is no plain name in the database", experiment.key)
+        return False
+    store = open_store(install.site, database.type, database.credentials, "config.database")
+    location = store.location(database.endpoint, database.bucket or "studioml-meta", key)
+    data = store.read(location)
+    if data is None:
+        log.warning("%s: no record at %s; nothing is written there", experiment.key, location)
+        return False
+    try:
+        record = json.loads(data)
+    except ValueError as error:
+        raise StoreError(f"{location}: the client's record is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise StoreError(f"{location}: the client's record is not a JSON object")
+    if record.get("status") == "stopped":
+        changes = {name: value for name, value in changes.items() if name != "status"}
+    store.write(json.dumps({**record, **changes}).encode(), location)
+    return True

@@ -1,0 +1,1 @@
+"""Images: content-addressed by all that goes into them, each built once, whatever the number of experiments."""

@@ -1,0 +1,1 @@
+"""The durable record of everything taken from a queue: one SQLite file per install."""

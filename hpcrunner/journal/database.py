@@ -1,0 +1,182 @@
+"""Opening the journal's file safely: what kind of file system it lies on decides how SQLite may write it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from pathlib import Path
+
+from hpcrunner.errors import HpcrunnerError, NotFoundError
+
+_LOCAL = frozenset("ext2 ext3 ext4 xfs btrfs zfs f2fs jfs reiserfs tmpfs ramfs overlay".split())
+
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY,
+    queue TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    key TEXT NOT NULL,
+    state TEXT NOT NULL,
+    generation INTEGER NOT NULL DEFAULT 1,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    outcome TEXT,
+    reason TEXT NOT NULL DEFAULT '',
+    request TEXT NOT NULL DEFAULT '{}',
+    max_duration REAL,
+    expires_at REAL,
+    received_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    not_before REAL NOT NULL DEFAULT 0,
+    tries INTEGER NOT NULL DEFAULT 0,
+    run_dir TEXT NOT NULL DEFAULT '',
+    image TEXT NOT NULL DEFAULT '',
+    tag TEXT NOT NULL DEFAULT '',
+    job_id TEXT NOT NULL DEFAULT '',
+    gpu_ids TEXT NOT NULL DEFAULT '[]',
+    exit_code INTEGER,
+    started_at REAL,
+    finished_at REAL,
+    host TEXT NOT NULL DEFAULT '',
+    cancelling TEXT NOT NULL DEFAULT '',
+    removing INTEGER NOT NULL DEFAULT 0,
+    notes TEXT NOT NULL DEFAULT '[]',
+    UNIQUE (queue, digest)
+);
+CREATE INDEX runs_by_state ON runs (state);
+CREATE INDEX runs_by_key ON runs (key);
+CREATE TABLE messages (run INTEGER PRIMARY KEY REFERENCES runs (id), payload BLOB NOT NULL);
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY,
+    run INTEGER NOT NULL REFERENCES runs (id),
+    at REAL NOT NULL,
+    state TEXT NOT NULL,
+    text TEXT NOT NULL
+);
+CREATE INDEX events_by_run ON events (run);
+CREATE TABLE queues (name TEXT PRIMARY KEY, gone_since REAL);
+CREATE TABLE lease (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    epoch INTEGER NOT NULL,
+    host TEXT NOT NULL,
+    boot TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    started TEXT NOT NULL,
+    beat_at REAL NOT NULL
+);
+"""
+VERSION = 1
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Opens the journal for writing, making it if there is none. Readable by its owner only: messages hold keys.
+
+    Raises HpcrunnerError if the file is not a journal or is of a newer hpcrunner.
+    """
+    _create(path)
+    db = _open(f"{path.as_uri()}?mode=rw", path)
+    try:
+        version = _version(db, path)
+        # WAL needs memory shared between processes, which network file systems don't give.
+        # https://www.sqlite.org/wal.html
+        db.execute("PRAGMA journal_mode = " + ("WAL" if file_system(path) in _LOCAL else "DELETE"))
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+        if version == 0:
+            with transaction(db):
+                if _version(db, path) == 0:
+                    for statement in _SCHEMA.split(";\n"):
+                        db.execute(statement)
+                    db.execute("INSERT INTO meta VALUES ('install', ?)", (os.urandom(8).hex(),))
+                    db.execute(f"PRAGMA user_version = {VERSION}")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def connect_read_only(path: Path) -> sqlite3.Connection:
+    """Opens the journal for looking only. Raises NotFoundError if there is none yet."""
+    if not path.exists():
+        raise NotFoundError(f"{path}: no journal yet; `hpcrunner submit-from-queue` makes it")
+    db = _open(f"{path.as_uri()}?mode=ro", path)
+    try:
+        if _version(db, path) == 0:
+            raise NotFoundError(f"{path}: the journal is empty; `hpcrunner submit-from-queue` fills it")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _create(path: Path) -> None:
+    """Makes an empty file for the journal, if there is none.
+
+    An existing one must not even be opened and closed: that would release every lock that this process
+    holds on it through SQLite (https://www.sqlite.org/howtocorrupt.html, 2.2).
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError as error:
+        if not path.is_file():
+            raise HpcrunnerError(f"{path}: the journal can't be made: {error.strerror}") from error
+
+
+def _open(uri: str, path: Path) -> sqlite3.Connection:
+    try:
+        db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise HpcrunnerError(f"{path}: the journal can't be opened: {error}") from error
+    db.row_factory = sqlite3.Row
+    return db
+
+
+def _version(db: sqlite3.Connection, path: Path) -> int:
+    try:
+        version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        raise HpcrunnerError(f"{path}: can't be read as a journal of hpcrunner: {error}") from error
+    if version > VERSION:
+        raise HpcrunnerError(f"{path}: written by a newer hpcrunner (journal version {version}, "
+                             f"this one knows {VERSION}); upgrade hpcrunner")
+    return version
+
+
+class transaction:
+    """`with transaction(db):` one durable all-or-nothing change; takes the write lock at once."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            # Also after a COMMIT that failed, which may leave the transaction open.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+
+def file_system(path: Path, mounts: str | None = None) -> str:
+    """Type of the file system that holds `path`, as /proc/self/mounts names it (proc(5)); "" if unknown."""
+    if mounts is None:
+        try:
+            mounts = Path("/proc/self/mounts").read_text(errors="surrogateescape")
+        except OSError:
+            return ""
+    where, found, length = str(path.resolve()), "", -1
+    for line in mounts.split("\n"):
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        # Blanks, tabs, newlines and backslashes are written as three octal digits.
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[1]).rstrip("/")
+        if (where == point or where.startswith(point + "/")) and len(point) >= length:
+            found, length = fields[2], len(point)
+    return found

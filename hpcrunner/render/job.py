@@ -1,0 +1,89 @@
+"""The job script of one run and the file with its environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpcrunner.layout import RunDir
+from hpcrunner.render import environment
+from hpcrunner.wire.message import Experiment
+
+_LARGEST_STRING = 128 * 1024 - 1
+"""Linux refuses a longer single argument or variable (execve(2), MAX_ARG_STRLEN)."""
+_EXPANDED = ("PATH", "HOME", "USER")
+
+
+def variables(experiment: Experiment, run_dir: RunDir, site_env: Mapping[str, str], gpus: Sequence[str],
+              known: Mapping[str, str]) -> dict[str, str]:
+    """All variables that the program gets on top of a clean environment.
+
+    `%NAME%` in the experiment's own values stands for the variable of that name (`known`), as it does in the
+    Go runner, for PATH, HOME and USER; anything else is delivered as it is.
+    """
+    def expand(value: str) -> str:
+        return re.sub("%(" + "|".join(_EXPANDED) + ")%", lambda match: known.get(match[1], match[0]), value)
+
+    cards = ",".join(gpus) or "-1"
+    return {
+        **site_env,
+        **{name: expand(value) for name, value in experiment.env.items()},
+        "PYTHONUNBUFFERED": "TRUE",
+        "STUDIOML_EXPERIMENT": run_dir.name,
+        "STUDIOML_HOME": str(run_dir.studioml_home),
+        "HPCRUNNER_EXPERIMENT": experiment.key,
+        "HPCRUNNER_RUN_DIR": str(run_dir.root),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": cards,
+        "NVIDIA_VISIBLE_DEVICES": cards if gpus else "void",
+    }
+
+
+def too_long(experiment: Experiment) -> str | None:
+    """Names the first value that no Linux program can be given; None if all can."""
+    for what, value in (*((f"config.env.{name}", value) for name, value in experiment.env.items()),
+                        *((f"argument {number}", value) for number, value in enumerate(experiment.args, 1))):
+        size = len(os.fsencode(value))
+        if size > _LARGEST_STRING - 100:
+            return f"{what} has {size} bytes; Linux passes at most {_LARGEST_STRING} to a program: put it in a file"
+    return None
+
+
+def env_file(values: Mapping[str, str], prefix: str) -> str:
+    """Shell text that exports every value unchanged, under the engine's prefix."""
+    return "".join(f"export {prefix}{name}={shlex.quote(value)}\n" for name, value in sorted(values.items()))
+
+
+def arguments(experiment: Experiment) -> tuple[str, ...]:
+    """What follows `python`: the script or `-m module`, and the arguments. Empty for a container's own run script."""
+    if experiment.filename is None:
+        return ()
+    script = experiment.filename
+    if script.startswith("-") and script != "-m":
+        script = f"./{script}"
+    return (script, *experiment.args)
+
+
+def script(site: Any, scheduler: str, run_dir: RunDir, *, tag: str, experiment: Experiment, command: Sequence[str],
+           limit: float, limit_name: str, spool_dir: Path, has_output: bool) -> str:
+    """Raises ConfigError if the template is at fault."""
+    return environment.shell(site.job_template or f"{scheduler}.sh.j2", {
+        "tag": tag,
+        # One line of a comment: what a key may hold besides is no business of the shell's.
+        "key": "".join(char if char.isprintable() else "?" for char in experiment.key),
+        "run_dir": run_dir.root,
+        "workspace": run_dir.workspace,
+        "env_file": run_dir.env_file,
+        "log": run_dir.log(has_output),
+        "spool_dir": spool_dir,
+        "command": list(command),
+        "limit": max(1, int(limit)),
+        "limit_name": limit_name,
+        "grace": max(1, int(site.kill_grace)),
+        "prologue": site.prologue,
+        "epilogue": site.epilogue,
+    }, site.template_dirs)

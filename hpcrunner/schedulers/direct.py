@@ -1,0 +1,173 @@
+"""No scheduler: jobs are processes of this host, each in a session of its own, which outlive hpcrunner.
+
+A job claims its run directory as its first act (see templates/direct.sh.j2), by the file `owner`: tag,
+host, boot id, pid and the process's start time. That file is all this backend knows of a job, so it
+needs no memory; a process is the job's only if all of them match.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcrunner import proc
+from hpcrunner.errors import UnavailableError
+from hpcrunner.gpus import detect
+from hpcrunner.model import Capacity, Gpu, Request
+from hpcrunner.schedulers.base import Job, JobState, Submission
+from hpcrunner.units import format_size
+
+
+@dataclass(frozen=True)
+class Owner:
+    tag: str
+    host: str
+    boot: str
+    pid: int
+    started: str
+
+    @property
+    def job_id(self) -> str:
+        return f"{self.pid}@{self.host}"
+
+
+class DirectScheduler:
+    settles = 0.0
+
+    def __init__(self, site: Any) -> None:
+        self._site = site
+        self._gpus: tuple[Gpu, ...] | None = None
+
+    def capacity(self, *, gpus: bool) -> Capacity:
+        if gpus and self._gpus is None:
+            self._gpus = () if self._site.cpu_only else tuple(detect()[: self._site.max_gpus])
+        return _capacity(self._site, self._gpus or ())
+
+    def refusal(self, request: Request, walltime: float) -> str | None:
+        return misfit(request, self.capacity(gpus=request.gpus > 0))
+
+    def submit(self, submission: Submission) -> str:
+        log = submission.run_dir / "job.log"
+        try:
+            with log.open("ab") as stream:
+                child = subprocess.Popen(
+                    ["/bin/bash", str(submission.script)], cwd=submission.run_dir, stdin=subprocess.DEVNULL,
+                    stdout=stream, stderr=stream, start_new_session=True,
+                    env=proc.clean_environment({"HPCRUNNER_TAG": submission.tag}))
+        except OSError as error:
+            raise UnavailableError(f"/bin/bash {submission.script}: can't be started: {error.strerror}",
+                                   transient=True) from error
+        _children.append(child)
+        return f"{child.pid}@{proc.host_name()}"
+
+    def find(self, jobs: Iterable[Job]) -> Mapping[str, str]:
+        jobs = list(jobs)
+        found = {job.tag: owner.job_id for job in jobs if (owner := _owner(job)) and owner.tag == job.tag}
+        # A process that was started a moment ago may not have come to its claim yet.
+        missing = {job.tag for job in jobs} - found.keys()
+        return {**found, **(_processes(missing) if missing else {})}
+
+    def states(self, jobs: Iterable[Job]) -> Mapping[str, JobState]:
+        for child in list(_children):
+            if child.poll() is not None:
+                _children.remove(child)
+        return {job.tag: self._state(job) for job in jobs}
+
+    def cancel(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            owner = _owner(job)
+            if owner and _lives(owner):
+                try:
+                    os.kill(owner.pid, signal.SIGTERM)
+                except ProcessLookupError:
+                    continue
+
+    def _state(self, job: Job) -> JobState:
+        owner = _owner(job)
+        if owner is None:
+            pid, _, host = job.job_id.partition("@")
+            if host != proc.host_name():
+                return JobState.UNKNOWN
+            return JobState.PENDING if _has_tag(int(pid), job.tag) else JobState.GONE
+        if owner.host != proc.host_name():
+            return JobState.UNKNOWN
+        return JobState.RUNNING if _lives(owner) else JobState.GONE
+
+
+_children: list[subprocess.Popen[bytes]] = []
+"""Children of this very process, to be reaped when they end; whoever restarts leaves that to init."""
+
+
+def misfit(request: Request, capacity: Capacity) -> str | None:
+    """Why `request` exceeds all that there is, naming the option that would change it; None if it doesn't."""
+    for asked, there, what, show in (
+        (request.cpus, capacity.cpus, "cores|max_cores", str),
+        (request.memory, capacity.memory, "of memory|max_mem", format_size),
+        (request.disk, capacity.disk, "of disk|max_disk", format_size),
+    ):
+        if asked > there:
+            name, _, option = what.partition("|")
+            return f"asks for {show(asked)} {name}, more than the {show(there)} that this site gives jobs ({option})"
+    if request.gpus:
+        fitting = sum(gpu.memory >= request.gpu_memory for gpu in capacity.gpus)
+        if request.gpus > fitting:
+            size = f" with {format_size(request.gpu_memory)} each" if request.gpu_memory else ""
+            return (f"asks for {request.gpus} GPUs{size}; this site has {fitting} such "
+                    "(found by NVML, CUDA_VISIBLE_DEVICES, max_gpus)")
+    return None
+
+
+def _capacity(site: Any, gpus: tuple[Gpu, ...]) -> Capacity:
+    volume = site.working_dir
+    while not volume.exists():
+        volume = volume.parent
+    status = os.statvfs(volume)
+    return Capacity(
+        cpus=site.max_cores or len(os.sched_getaffinity(0)),
+        memory=site.max_mem or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        disk=site.max_disk or status.f_frsize * status.f_bavail,
+        gpus=gpus)
+
+
+def _owner(job: Job) -> Owner | None:
+    try:
+        fields = (job.run_dir / "status" / "owner").read_text().split()
+        return Owner(fields[0], fields[1], fields[2], int(fields[3]), fields[4])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _lives(owner: Owner) -> bool:
+    return (owner.host == proc.host_name() and owner.boot == proc.boot_id()
+            and proc.start_time(owner.pid) == owner.started)
+
+
+def _has_tag(pid: int, tag: str) -> bool:
+    try:
+        return f"HPCRUNNER_TAG={tag}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def _processes(tags: set[str]) -> dict[str, str]:
+    """Ids of the processes that carry one of the tags in the environment they were started with."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                environ = (entry / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            for item in environ:
+                name, _, value = item.decode("utf-8", "replace").partition("=")
+                if name == "HPCRUNNER_TAG" and value in tags:
+                    found.setdefault(value, f"{entry.name}@{proc.host_name()}")
+    return found
+
+
+backend = DirectScheduler

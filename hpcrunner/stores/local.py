@@ -1,0 +1,104 @@
+"""Stores in a folder, as the client's `type: local` lays them out: `<endpoint>/<bucket>/<key>`.
+
+The client writes their URLs as `file:/` + absolute path, so `file://home/...` has no host in it
+(StudioML 0.0.49, LocalStorageHandler.get_qualified_location). Since a message names these paths, only
+what lies in the site's `store_roots` is read or written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpcrunner.errors import StoreError
+
+_TRANSIENT = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT,
+              errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ENOLCK}
+_LARGEST_RECORD = 64 * 2**20
+
+
+class LocalStore:
+    def __init__(self, site: Any, credentials: Mapping[str, Any] | None) -> None:
+        self._roots = [Path(os.path.realpath(root)) for root in site.store_roots]
+
+    def location(self, endpoint: str | None, bucket: str | None, key: str) -> str:
+        # A `~` travels as it is in the message and means the home of whoever reads it.
+        root = os.path.realpath(Path(endpoint or "~").expanduser())  # noqa: PTH - no symlink may survive
+        return f"file:/{root}/{bucket or 'storage'}/{key}"
+
+    def fetch(self, location: str, target: Path) -> bool:
+        source = self._path(location)
+        try:
+            with source.open("rb") as reader, target.open("xb") as writer:
+                shutil.copyfileobj(reader, writer, 2**20)
+        except (FileNotFoundError, NotADirectoryError):
+            if not source.exists():
+                target.unlink(missing_ok=True)
+                return False
+            raise
+        except OSError as error:
+            target.unlink(missing_ok=True)
+            raise _failed("can't be read", location, error) from error
+        return True
+
+    def put(self, source: Path, location: str) -> None:
+        self._place(location, lambda part: shutil.copyfile(source, part))
+
+    def read(self, location: str) -> bytes | None:
+        path = self._path(location)
+        try:
+            with path.open("rb") as reader:
+                data = reader.read(_LARGEST_RECORD + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _failed("can't be read", location, error) from error
+        if len(data) > _LARGEST_RECORD:
+            raise StoreError(f"{location}: larger than {_LARGEST_RECORD >> 20} MiB, so it is no record")
+        return data
+
+    def write(self, data: bytes, location: str) -> None:
+        self._place(location, lambda part: part.write_bytes(data))
+
+    def _place(self, location: str, make: Any) -> None:
+        path = self._path(location)
+        part = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._path(location)  # Again, now that all of its folders exist.
+            try:
+                make(part)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            raise _failed("can't be written", location, error) from error
+
+    def _path(self, location: str) -> Path:
+        """The file of a location. Raises StoreError for one outside `store_roots`, by whatever `..` or link."""
+        if not location.startswith("file:"):
+            raise StoreError(f"{location}: not a location in a local store, which begins with file:/")
+        if "\0" in location:
+            raise StoreError(f"{location!r}: a location can't hold NUL")
+        path = Path("/" + location[len("file:"):].lstrip("/"))
+        try:
+            real = Path(os.path.realpath(path))
+        except OSError as error:
+            raise _failed("can't be looked up", location, error) from error
+        for root in self._roots:
+            if real != root and real.is_relative_to(root):
+                return real
+        allowed = ", ".join(str(root) for root in self._roots) or "none is set"
+        raise StoreError(f"{location}: outside the folders that this site lets experiments use "
+                         f"(store_roots: {allowed})")
+
+
+def _failed(what: str, location: str, error: OSError) -> StoreError:
+    return StoreError(f"{location}: {what}: {error.strerror or error}", transient=error.errno in _TRANSIENT)
+
+
+backend = LocalStore

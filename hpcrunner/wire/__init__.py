@@ -1,0 +1,1 @@
+"""What travels between the StudioML client and hpcrunner, as typed objects."""

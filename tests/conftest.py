@@ -1,0 +1,38 @@
+"""Markers and fixtures that all tests share."""
+
+from __future__ import annotations
+
+import pytest
+
+import services
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        services.required()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "soak" in config.option.markexpr:
+        return
+    soak = [item for item in items if item.get_closest_marker("soak")]
+    config.hook.pytest_deselected(items=soak)
+    items[:] = [item for item in items if item not in soak]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("service"):
+        for name in mark.args:
+            services.require(name)
+
+
+@pytest.fixture(scope="session")
+def apptainer() -> services.Apptainer:
+    return services.require("apptainer")
+
+
+@pytest.fixture(scope="session")
+def studioml() -> services.StudioML:
+    return services.require("studioml")

@@ -1,0 +1,106 @@
+"""The real services that tests use: where they are, and whether a test may go on without them.
+
+`make services` gets them, into HPCRUNNER_TEST_CACHE or ~/.cache/hpcrunner-test; HPCRUNNER_BASE_IMAGE and
+HPCRUNNER_STUDIOML name others. HPCRUNNER_REQUIRE names the services that must be there, so that continuous
+integration can't pass by skipping.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SETTINGS = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("HPCRUNNER_")}
+"""Taken out of the environment, where they would set options of the command that is tested."""
+
+
+class Missing(Exception):
+    """The service can't be had here; the text says why."""
+
+
+@dataclass(frozen=True)
+class Apptainer:
+    program: Path
+    base_image: Path
+    """Debian's Python 3 with pip, and bash (scripts/make-base-image)."""
+
+
+@dataclass(frozen=True)
+class StudioML:
+    venv: Path
+    """Where the client is installed; its Python worker would install packages into it, so never run that."""
+
+    @property
+    def python(self) -> Path:
+        return self.venv / "bin" / "python"
+
+    @property
+    def run(self) -> Path:
+        """`studio run`, keeping the quoting of arguments."""
+        return self.venv / "bin" / "studio-run"
+
+
+@cache
+def apptainer() -> Apptainer:
+    """Raises Missing unless a program in the base image can be run by this user."""
+    program = shutil.which("apptainer") or shutil.which("singularity")
+    if not program:
+        raise Missing("neither apptainer nor singularity is on PATH")
+    image = _path("HPCRUNNER_BASE_IMAGE", "base.sif")
+    # Root may lack the capabilities that the engine asks for outside a user namespace.
+    options = ["--userns"] if os.geteuid() == 0 else []
+    done = subprocess.run([program, "-q", "exec", *options, "--pwd", "/", str(image), "true"],
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    if done.returncode != 0:
+        said = done.stderr.strip()[-300:]
+        raise Missing(f"{program} can't run {image} (exit code {done.returncode}): {said}")
+    return Apptainer(Path(program), image)
+
+
+@cache
+def studioml() -> StudioML:
+    """Raises Missing unless the client is installed."""
+    client = StudioML(_path("HPCRUNNER_STUDIOML", "studioml"))
+    if not client.run.exists():
+        raise Missing(f"no StudioML client in {client.venv}")
+    return client
+
+
+SERVICES: dict[str, Callable[[], object]] = {"apptainer": apptainer, "studioml": studioml}
+
+
+def required() -> set[str]:
+    """The names in HPCRUNNER_REQUIRE, between blanks or commas. Raises ValueError for an unknown one."""
+    names = set(re.findall(r"[^\s,]+", SETTINGS.get("HPCRUNNER_REQUIRE", "")))
+    if unknown := ", ".join(sorted(names - set(SERVICES))):
+        raise ValueError(f"HPCRUNNER_REQUIRE names {unknown}; there are {', '.join(SERVICES)}")
+    return names
+
+
+def require(name: str) -> object:
+    """The service, or else the running test is skipped; it fails if the service is required."""
+    try:
+        return SERVICES[name]()
+    except Missing as reason:
+        text = f"{name}: {reason}; `make services` gets it where it can"
+    if name in required():
+        pytest.fail(f"required by HPCRUNNER_REQUIRE: {text}", pytrace=False)
+    pytest.skip(text)
+
+
+def _path(variable: str, name: str) -> Path:
+    """What the variable says, or else where `make services` puts it. Raises Missing if nothing is there."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(SETTINGS.get("HPCRUNNER_TEST_CACHE") or Path(home, "hpcrunner-test"))
+    path = Path(SETTINGS.get(variable) or folder / name).absolute()
+    if not path.exists():
+        raise Missing(f"{path} does not exist")
+    return path
