@@ -101,7 +101,8 @@ def start_time(pid: int) -> str | None:
     None if there is no such process (proc(5), stat field 22).
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        # The name in parentheses is any bytes that its owner likes.
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
     fields = stat.rpartition(")")[2].split()

@@ -138,7 +138,7 @@ def nvmlDeviceGetMigMode(index): raise NVMLError
     for name, gpus in (("cpu", 0), ("gpu1", 1), ("gpu2", 1)):
         lab.submit(name, script, pythonver="3.11", resources_needed={"cpus": 1, "gpus": gpus, "gpuMem": "4g"})
     lab.submit("toobig", script, resources_needed={"cpus": 1, "gpus": 1, "gpuMem": "80g"})
-    runs = lab.run_all(env=env)
+    runs = lab.run_all(env={**env, "HPCRUNNER_MAX_CORES": "4"})
     assert runs["toobig"]["outcome"] == "rejected" and "80 GiB" in runs["toobig"]["reason"]
     assert lab.output("cpu").startswith("-1 False\n")
     assert sorted(lab.output(name).splitlines()[0] for name in ("gpu1", "gpu2")) == ["GPU-0 True", "GPU-1 True"]

@@ -18,7 +18,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,7 +77,10 @@ class LocalQueues:
             return claimed
         for folder in self._folders(queue):
             if not _messages(folder):
-                continue  # Looking costs nothing; only taking needs the lock.
+                # Looking costs nothing; only taking needs the lock.
+                if folder != self._root and (folder / _LOCK).exists():
+                    self._clear(folder)
+                continue
             with self._lock(folder):
                 for path in _messages(folder):
                     if _is_whole(path) and self._claim(queue, path):
@@ -119,6 +122,15 @@ class LocalQueues:
         for path in _messages(self._claims / queue):
             return Delivery(queue, _read(path), str(path))
         return None
+
+    def _clear(self, folder: Path) -> None:
+        """Removes the lock of a dead process, maybe one of ours: clients on other hosts can't tell and would wait."""
+        import filelock
+
+        if _is_stale(folder / _LOCK):
+            _break(folder / _LOCK, self._claims)
+        with suppress(filelock.Timeout), filelock.SoftFileLock(folder / _LOCK, timeout=0):
+            pass
 
     def _lock(self, folder: Path) -> AbstractContextManager[Any]:
         import filelock
