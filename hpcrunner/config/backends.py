@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcrunner import plugins
-from hpcrunner.config.kinds import Given, Kind, Option, Plain, Scalar, read_options, suggest
+from hpcrunner.config.kinds import Scalar
+from hpcrunner.config.schema import Given, Kind, Option, Plain, read_options, suggest
 from hpcrunner.errors import ConfigError
 
 

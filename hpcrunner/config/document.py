@@ -6,7 +6,6 @@ of each option decides what its text means.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcrunner import resources
-from hpcrunner.config.kinds import Given, Origin, Problems, resolve, suggest
+from hpcrunner.config.kinds import resolve
+from hpcrunner.config.schema import Given, Origin, Problems, suggest
 from hpcrunner.errors import ConfigError
 
 _LARGEST_FILE = 2**20
@@ -26,28 +26,29 @@ _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
-def read(path: Path, environ: Mapping[str, str], problems: Problems) -> dict[str, Given]:
-    """The keys of a site config with those of the files that it extends. `path` may also be the bare name of a
-    site config that ships with hpcrunner. What is wrong goes into `problems`; the rest is returned."""
-    if _NAME.fullmatch(str(path)) and not path.exists():
-        with problems:
-            return _layers(_shipped(str(path)), environ, (), problems)
-        return {}
-    return _layers(path, environ, (), problems)
+def read(path: Path, environ: Mapping[str, str], problems: Problems) -> list[dict[str, Given]]:
+    """The keys of a site config, after those of each file that it extends: later ones win. `path` may also be the
+    bare name of a site config that ships with hpcrunner. What is wrong goes into `problems`; the rest is returned.
+    """
+    with problems:
+        if _NAME.fullmatch(str(path)) and not path.exists():
+            path = _shipped(str(path))
+        return _layers(path, environ, (), problems)
+    return []
 
 
 def parse(text: str, origin: Origin, problems: Problems) -> dict[str, Given]:
     """The keys of one YAML document. What is wrong goes into `problems`."""
     import yaml
 
-    try:
-        # Events, not nodes: composing nodes recurses, and crashes the interpreter on deeply nested brackets.
-        events = list(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    except yaml.YAMLError as error:
-        problems.append(f"{origin.name}:{_position(error, text)}: this is no YAML: {_explained(error)}")
-        return {}
+    # Events, not nodes: composing nodes recurses, and crashes the interpreter on deeply nested brackets.
+    events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     with problems:
-        return _Composer(events, origin, problems).keys()
+        try:
+            return _Composer(events, origin, problems).keys()
+        except yaml.YAMLError as error:
+            place = f"{origin.name}:{_position(error, text)}"
+            raise ConfigError(f"{place}: this is no YAML: {_explained(error)}") from None
     return {}
 
 
@@ -63,25 +64,23 @@ def merge(under: Mapping[str, Given], over: Mapping[str, Given]) -> dict[str, Gi
 
 
 def _layers(path: Path, environ: Mapping[str, str], above: tuple[Path, ...], problems: Problems, named_by: str = ""
-            ) -> dict[str, Given]:
-    keys: dict[str, Given] = {}
-    with problems:
-        keys = parse(_text(path, named_by), Origin(str(path), path.parent, environ), problems)
+            ) -> list[dict[str, Given]]:
+    keys = parse(_text(path, named_by), Origin(str(path), path.parent, environ), problems)
     extends = keys.pop("extends", None)
     if extends is None or extends.content is None:
-        return keys
-    merged: dict[str, Given] = {}
-    above = (*above, Path(os.path.realpath(path)))
+        return [keys]
+    layers = []
+    above = (*above, path)
     for given in extends.content if isinstance(extends.content, list) else [extends]:
         with problems:
             target = _target(given)
-            if os.path.realpath(target) in map(str, above):
+            if target.exists() and any(target.samefile(file) for file in above):
                 circle = " -> ".join(file.name for file in (*above, target))
                 raise given.problem("extends", f"goes in a circle: {circle}")
             if len(above) > _MOST_EXTENDS:
                 raise given.problem("extends", f"more than {_MOST_EXTENDS} files extend one another")
-            merged = merge(merged, _layers(target, environ, above, problems, f"{given.where}: extends: "))
-    return merge(merged, keys)
+            layers += _layers(target, environ, above, problems, f"{given.where}: extends: ")
+    return [*layers, keys]
 
 
 def _target(given: Given) -> Path:
@@ -138,8 +137,8 @@ def _explained(error: Any) -> str:
 class _Composer:
     """Makes the tree from YAML's events, with bounds on its depth and on what aliases multiply."""
 
-    def __init__(self, events: list[Any], origin: Origin, problems: Problems) -> None:
-        self._events = iter(events)
+    def __init__(self, events: Iterator[Any], origin: Origin, problems: Problems) -> None:
+        self._events = events
         self._origin, self._problems = origin, problems
         self._anchors: dict[str, tuple[Given, int]] = {}
         self._count = 0

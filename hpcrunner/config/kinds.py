@@ -1,163 +1,24 @@
-"""Kinds of options: how what somebody wrote becomes a value, or a problem that says where and what would be right.
+"""Kinds of options: how text becomes a value, or a problem that says what would be right.
 
-Queue backends declare options of their own with these kinds, so this module knows nothing of files or YAML.
+Queue backends declare options of their own with these kinds; nothing here knows of files or YAML.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import TypeVar
 
+from hpcrunner.config.schema import Given, Kind, Origin, Plain, Problems
+from hpcrunner.config.schema import Option as Option
 from hpcrunner.errors import ConfigError
 from hpcrunner.units import format_duration, format_size, parse_duration, parse_size
 
 T = TypeVar("T")
-Plain: TypeAlias = "str | list[Plain] | dict[str, Plain]"
-"""A value as it would be written in a file."""
-
 _VARIABLE = re.compile(r"\$(?:\$|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|)")
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Who wrote something: a file, a variable of the environment, an option of the command line."""
-
-    name: str
-    folder: Path
-    """What relative paths are relative to."""
-    environ: Mapping[str, str]
-    """Values for the variables in paths."""
-
-
-@dataclass(frozen=True)
-class Given:
-    """What somebody wrote, as text: a scalar, a list or a mapping. None stands for "the default"."""
-
-    content: str | list[Given] | dict[str, Given] | None
-    origin: Origin
-    line: int = 0
-    """From 1; 0 outside of files."""
-    column: int = 0
-    key_at: str = ""
-    """`line:column` of its key, in a mapping."""
-
-    @property
-    def where(self) -> str:
-        return f"{self.origin.name}:{self.line}:{self.column}" if self.line else self.origin.name
-
-    @property
-    def source(self) -> str:
-        return f"{self.origin.name}:{self.line}" if self.line else self.origin.name
-
-    def problem(self, key: str, text: str) -> ConfigError:
-        # The name of a variable or of an option on the command line says which key it is.
-        return ConfigError(f"{self.where}: {key}: {text}" if self.line else f"{self.where}: {text}")
-
-
-class Problems(list[str]):
-    """Collects the problems of ConfigErrors that are raised in its `with` blocks, and goes on."""
-
-    def __enter__(self) -> Problems:
-        return self
-
-    def __exit__(self, _: object, error: object, __: object) -> bool:
-        if isinstance(error, ConfigError):
-            self += error.problems
-            return True
-        return False
-
-    def check(self) -> None:
-        """Raises all of them as one ConfigError, if there are any."""
-        if self:
-            raise ConfigError(list(self))
-
-
-class Kind(Generic[T]):
-    """How values of one kind are written and read."""
-
-    allowed: str
-    """What may be written, for people."""
-    is_scalar = False
-    """A single text, so it can also stand on the command line and in the environment."""
-    metavar = "TEXT"
-
-    def read(self, given: Given, key: str) -> T:
-        """The value of `given`, whose content isn't None. Raises ConfigError with every problem in it."""
-        raise NotImplementedError
-
-    def plain(self, value: T) -> Plain:
-        """The opposite: what to write in a file to get this value, `***` for a secret."""
-        raise NotImplementedError
-
-    def secrets(self, given: Given) -> Iterator[Given]:
-        """The secrets in it."""
-        return iter(())
-
-    def wrong(self, given: Given, key: str, reason: str = "") -> ConfigError:
-        held = "a list" if isinstance(given.content, list) else "a mapping"
-        if isinstance(given.content, str):
-            held = "something else" if any(self.secrets(given)) else _shortened(given.content)
-        return given.problem(key, f"holds {held}{reason and f' ({reason})'}; allowed: {self.allowed}")
-
-
-@dataclass(frozen=True)
-class Option:
-    """One key of the site config, or of an entry of `queues`."""
-
-    kind: Kind[Any]
-    default: str | Sequence[Any] | Mapping[str, Any] | None
-    """As it would be written in a file; None if the option is simply not set."""
-    doc: str
-    unset: str = "not set"
-    """What None means, for people."""
-    heading: str = ""
-    """Title of the group of options that begins with this one."""
-    is_required: bool = False
-
-    def value(self, environ: Mapping[str, str] = os.environ) -> Any:
-        """The default as a value."""
-        if isinstance(self.default, str):
-            return self.kind.read(Given(self.default, Origin("default", Path(), environ)), "")
-        return dict(self.default) if isinstance(self.default, Mapping) else self.default
-
-
-def read_options(options: Mapping[str, Option], table: Given, prefix: str = "") -> dict[str, Any]:
-    """The value of every option, given in the mapping `table` or default. Raises ConfigError with every problem."""
-    problems, values = Problems(), {}
-    entries = table.content if isinstance(table.content, dict) else {}
-    for key, given in entries.items():
-        if key not in options:
-            problems.append(f"{given.origin.name}:{given.key_at}: {prefix}{key}: unknown; {suggest(key, options)}")
-    for name, option in options.items():
-        entry = entries.get(name)
-        with problems:
-            if entry is not None and entry.content is not None:
-                values[name] = option.kind.read(entry, prefix + name)
-            elif option.is_required:
-                raise table.problem(prefix + name, f"is missing; allowed: {option.kind.allowed}")
-            else:
-                values[name] = option.value(table.origin.environ)
-    problems.check()
-    return values
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """What the writer of an unknown word may have meant."""
-    from difflib import get_close_matches
-
-    return next(iter(get_close_matches(word.lower().replace("-", "_"), list(known), 1)), None)
-
-
-def suggest(word: str, known: Collection[str]) -> str:
-    """The end of a message about an unknown word."""
-    if near := nearest(word, known):
-        return f"did you mean {near}?"
-    return f"known: {', '.join(known)}" if len(known) <= 12 else "docs/site-config.md lists all that are known"
+_TRUE = frozenset({"true", "yes", "on", "1"})
+_FALSE = frozenset({"false", "no", "off", "0"})
 
 
 class Scalar(Kind[T]):
@@ -264,9 +125,9 @@ def choice(*words: str) -> Scalar[str]:
 
 def boolean() -> Scalar[bool]:
     def parse(given: str, origin: Origin) -> bool:
-        if given.lower() not in _WORDS:
+        if given.lower() not in _TRUE | _FALSE:
             raise ValueError
-        return _WORDS[given.lower()]
+        return given.lower() in _TRUE
 
     return Scalar("true or false", "true|false", parse, lambda value: "true" if value else "false")
 
@@ -283,26 +144,29 @@ def integer(minimum: int = 0) -> Scalar[int]:
 
 def size() -> Scalar[int]:
     """Bytes."""
-    def write(value: int) -> str:
-        short = format_size(value)
-        return short if parse_size(short) == value else str(value)
+    def parse(given: str, origin: Origin) -> int:
+        return _quietly(parse_size, given)
 
-    return Scalar("a size such as 512MiB or 2GB", "SIZE", lambda given, _: parse_size(given), write)
+    def write(value: int) -> str:
+        short = format_size(value).replace(" ", "")
+        return short if value >= 1024 and parse_size(short) == value else str(value)
+
+    return Scalar("a size such as 512MiB or 2GiB", "SIZE", parse, write)
 
 
 def duration(minimum: float = 0) -> Scalar[float]:
     """Seconds."""
     def parse(given: str, origin: Origin) -> float:
-        seconds = parse_duration(given)
+        seconds = _quietly(parse_duration, given)
         if seconds < minimum:
-            raise ValueError(f"less than {format_duration(minimum)}")
+            raise ValueError(f"less than {minimum}s")
         return seconds
 
     def write(value: float) -> str:
         short = format_duration(value)
-        return short if parse_duration(short) == value else f"{value:f}s"
+        return short if parse_duration(short) == value else f"{value:.9f}s"
 
-    return Scalar("a duration such as 90s, 1h30m or 2d", "TIME", parse, write)
+    return Scalar("a duration such as 90s, 1h30m or 2d, at most ten years", "TIME", parse, write)
 
 
 def regex() -> Scalar[re.Pattern[str]]:
@@ -334,8 +198,8 @@ def program() -> Scalar[str]:
 def base_image() -> Scalar[str]:
     """A path, or the reference of an image in a registry, which stays as it is."""
     def parse(given: str, origin: Origin) -> str:
-        if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", given):
-            if scheme[1] not in ("docker", "oras", "library") or not re.fullmatch(r"[!-~]+", given[scheme.end():]):
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", given):
+            if not re.fullmatch(r"(docker|oras|library)://[!-~]+", given):
                 raise ValueError
             return given
         return str(resolve(given, origin))
@@ -355,14 +219,15 @@ def bind() -> Scalar[str]:
         inside = [str(resolve(part, origin)) for part in parts[1:2]]
         return ":".join([str(resolve(parts[0], origin)), *inside, *parts[2:]])
 
-    return Scalar("SOURCE, SOURCE:TARGET, SOURCE:TARGET:ro or SOURCE:TARGET:rw, without commas", "BIND", parse,
-                  _escaped)
+    return Scalar("SOURCE, SOURCE:TARGET, SOURCE:TARGET:ro or SOURCE:TARGET:rw, without commas", "BIND",
+                  parse, _escaped)
 
 
 def resolve(given: str, origin: Origin) -> Path:
-    """An absolute path from text with `$VAR`, `${VAR}`, `${VAR:-default}`, `$$` for a plain `$`, and `~` in front.
+    """An absolute path from text with `$VAR`, `${VAR}`, `${VAR:-default}`, `$$` for a plain `$`, and `~` in
+    front. An empty variable counts as one that isn't set: `$SCRATCH/runs` never becomes `/runs`.
 
-    An empty variable counts as one that isn't set: `$SCRATCH/runs` never becomes `/runs`. Raises ValueError.
+    Raises ValueError.
     """
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
@@ -391,5 +256,9 @@ def _escaped(value: object) -> str:
     return str(value).replace("$", "$$")
 
 
-def _shortened(given: str) -> str:
-    return repr(given if len(given) <= 80 else given[:77] + "...")
+def _quietly(parse: Callable[[str], T], given: str) -> T:
+    """Without a reason, which would say the same as what is allowed."""
+    try:
+        return parse(given)
+    except ValueError:
+        raise ValueError from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from hpcrunner.config import document
-from hpcrunner.config.kinds import Given, Origin, Plain, Problems, nearest, read_options
+from hpcrunner.config.schema import Given, Origin, Plain, Problems, nearest, read_options
 from hpcrunner.config.site import OPTIONS, Site
 
 _PREFIX = "HPCRUNNER_"
@@ -23,6 +23,9 @@ OTHER_VARIABLES = {
     "HPCRUNNER_SITE": "the site config, where `--site` is not given",
     "HPCRUNNER_REQUIRE": "services that the tests must find",
     "HPCRUNNER_STUDIOML": "the StudioML client that the tests use",
+    "HPCRUNNER_BASE_IMAGE": "the base image that the tests use",
+    "HPCRUNNER_TEST_CACHE": "where `make test` and `make demo` keep what they install",
+    "HPCRUNNER_TAG": "set in job scripts: the job's name",
     "HPCRUNNER_EXPERIMENT": "set in jobs: the experiment's key",
     "HPCRUNNER_RUN_DIR": "set in jobs: the run directory",
     "HPCRUNNER_GPUS": "set in jobs: their GPUs",
@@ -52,17 +55,20 @@ def load(path: Path | None = None, *, overrides: Mapping[str, str] = {}, environ
     if path is None and environ.get("HPCRUNNER_SITE"):
         path = Path(environ["HPCRUNNER_SITE"])
     problems = Problems()
-    tree = document.read(path, environ, problems) if path else {}
+    layers = document.read(path, environ, problems) if path else []
     unread = bool(problems)
-    # After what they extend, mappings merge; what stands outside of files is never a mapping.
-    tree |= _from_environment(environ, problems) | _from_command_line(overrides, environ)
-    origin = Origin(str(path) if path else "site config", Path(), environ)
-    with problems:
-        values = read_options(OPTIONS, Given(tree, origin))
-    if not unread and ("queues" not in tree or tree["queues"].content in (None, [])):
+    layers += [_from_environment(environ, problems), _from_command_line(overrides, environ)]
+    origin = Origin(str(path or "site config"), Path(), environ)
+    tree: dict[str, Given] = {}
+    for layer in layers:
+        with problems:  # Each by itself: what is wrong is wrong even where something else overrides it.
+            read_options(OPTIONS, Given(layer, origin))
+        tree = document.merge(tree, layer)
+    if not unread and ("queues" not in tree or not tree["queues"].content):
         problems.append(f"{origin.name}: queues: there are none; for the StudioML client's local queues write "
                         "`queues: [{type: local}]`")
     problems.check()
+    values = read_options(OPTIONS, Given(tree, origin))
     site = Site(**values)
     return Loaded(site, dict(_sources(tree)), tuple(_warnings(site, tree)))
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from hpcrunner.config import kinds
 from hpcrunner.config.backends import QueueEntry, QueueSource, backend
-from hpcrunner.config.kinds import Option
+from hpcrunner.config.schema import Kind, Option
 
 
-def option(default: Any, kind: kinds.Kind[Any], doc: str, *, unset: str = "not set", heading: str = "") -> Any:
+def option(default: Any, kind: Kind[Any], doc: str, *, unset: str = "not set", heading: str = "") -> Any:
     """A field of `Site`; see `Option`."""
     described = Option(kind, default, doc, unset, heading)
     return field(default_factory=described.value, metadata={"option": described})

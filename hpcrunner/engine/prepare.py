@@ -24,6 +24,7 @@ def stage(install: Install, run: Run) -> Run:
     What a crash left of an earlier try is removed first: nothing has run in it. Raises MessageError or StoreError.
     """
     experiment = install.experiment(run)
+    check_image_source(experiment)
     run_dir = install.run_dir(run)
     notes = [*run.notes]
     if run_dir.root.exists():
@@ -55,6 +56,14 @@ def stage(install: Install, run: Run) -> Run:
     run_dir.style_file.write_text((style or style_by_version(experiment)).value)
     return install.journal.move(run, State.STAGED, "input files are in place", run_dir=str(run_dir.root),
                                 notes=tuple(dict.fromkeys(notes)))
+
+
+def check_image_source(experiment: Experiment) -> None:
+    """Raises MessageError unless the experiment's own image, if it has one, is a stored file."""
+    image = experiment.artifacts.get(IMAGE_TAG)
+    if image is not None and image.key is None:
+        raise MessageError(f"wants the image {image.location}; this site runs only image files that travel with the "
+                           "experiment (studio run --container=FILE)")
 
 
 def style_by_version(experiment: Experiment) -> TarStyle:
@@ -99,9 +108,6 @@ def _fetch(install: Install, run_dir: RunDir, artifact: Artifact) -> Path | None
         if artifact.mutable:
             return None
         raise MessageError(f"artifact {artifact.tag} says nowhere where it is stored (neither `qualified` nor `url`)")
-    if artifact.tag == IMAGE_TAG and artifact.key is None:
-        raise MessageError(f"wants the image {artifact.location}; this site runs only image files that travel with the "
-                           "experiment (studio run --container=FILE)")
     packed = run_dir.root / f".{artifact.tag[:100]}.fetched"
     if install.store(artifact.location, artifact.credentials).fetch(artifact.location, packed):
         return packed

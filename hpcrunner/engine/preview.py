@@ -11,7 +11,7 @@ from hpcrunner.containers.base import Container, Launch
 from hpcrunner.engine.install import choose_engine
 from hpcrunner.engine.intake import expiry_of, request_of
 from hpcrunner.engine.plan import Observations, Policy, Submit, plan
-from hpcrunner.engine.prepare import IMAGE_TAG
+from hpcrunner.engine.prepare import IMAGE_TAG, check_image_source
 from hpcrunner.errors import MessageError
 from hpcrunner.layout import RunDir, StateDir
 from hpcrunner.model import Run, State
@@ -36,6 +36,7 @@ def preview(site: Site, payload: bytes) -> Preview:
     Raises MessageError for what would be refused.
     """
     experiment = parse(payload)
+    check_image_source(experiment)
     if refusal := job.too_long(experiment):
         raise MessageError(refusal)
     now = time.time()

@@ -29,7 +29,7 @@ from hpcrunner.engine.plan import (
     backoff,
     plan,
 )
-from hpcrunner.errors import BusyError, HpcrunnerError, MessageError
+from hpcrunner.errors import BusyError, HpcrunnerError, MessageError, StoreError
 from hpcrunner.model import Outcome, Run, State
 
 _TRIES = 5
@@ -94,7 +94,7 @@ def _failed(install: Install, run: Run, error: Exception, transient: bool) -> No
         log.warning("%s: %s; tried again in %.0f s", run.key, reason, wait)
         install.journal.note(run, f"{reason}; tried again in {wait:.0f} s", tries=tries, not_before=time.time() + wait)
         return
-    if isinstance(error, MessageError):
+    if isinstance(error, (MessageError, StoreError)) and not transient:
         outcome = Outcome.REJECTED
     else:
         outcome = Outcome.LOST if transient else Outcome.FAILED

@@ -1,0 +1,83 @@
+#!/bin/bash
+# hpcrunner job hr0000000000000: experiment exp_local_1
+#
+# Files it leaves in /srv/hpcrunner/runs/exp_local_1-0.1/status, each by rename:
+#   owner     who runs this: tag, host, boot id, pid, start time of the process
+#   started   Unix time
+#   program   made by the program's own environment: the container did start
+#   exit      code, cause, start, end, host
+umask 077
+cd /srv/hpcrunner/runs/exp_local_1-0.1 || exit 73
+tag=hr0000000000000
+grace=30
+now() { date +%s.%N; }
+place() { printf '%s\n' "$2" >"status/.$1.$$" && mv -f "status/.$1.$$" "status/$1"; }
+
+# Claim the run directory. A hard link is made or not made, on every file system, so of two jobs that were
+# started for one attempt (an answer of the scheduler was lost) only one runs.
+read -r stat </proc/$$/stat
+stat=${stat##*) }
+# shellcheck disable=SC2086  # the fields of /proc/PID/stat, from the third on
+set -- $stat
+read -r boot </proc/sys/kernel/random/boot_id
+host=$(uname -n)
+printf '%s\n' "$tag $host $boot $$ ${20}" >"status/.owner.$$"
+if ! ln "status/.owner.$$" status/owner 2>/dev/null; then
+    mv -f "status/.owner.$$" "status/duplicate.$$"
+    exit 0
+fi
+rm -f "status/.owner.$$"
+started=$(now)
+place started "$started"
+
+# Every background job gets a process group of its own, which can be stopped as a whole.
+set -m
+cause=exit
+child=
+stop() {  # stop CAUSE: SIGTERM to the program and all its children, the grace, SIGKILL
+    [[ $cause == exit ]] || return
+    cause=$1
+    [[ $child ]] || return
+    kill -TERM -- "-$child" 2>/dev/null
+    { sleep "$grace"; kill -KILL -- "-$child"; } 2>/dev/null &
+}
+trap 'stop cancelled' TERM INT HUP
+trap 'stop max_duration' USR1
+
+finish() {  # finish CODE
+    # Timers, and whatever the program left running, end with this session.
+    for pid in $(ps -o pid= -s $$); do
+        [[ $pid == "$$" ]] || kill -KILL "$pid" 2>/dev/null
+    done
+    place exit "$1 $cause $started $(now) $host"
+    # The spool tells hpcrunner which of its many run directories to look at.
+    : >/srv/hpcrunner/spool/."$tag" && mv -f /srv/hpcrunner/spool/."$tag" /srv/hpcrunner/spool/"$tag"
+    exit 0
+}
+
+(
+    trap - TERM INT HUP USR1
+    exec </dev/null >>/srv/hpcrunner/runs/exp_local_1-0.1/studioml/experiments/exp_local_1/output/output 2>&1
+    cd /srv/hpcrunner/runs/exp_local_1-0.1/studioml/experiments/exp_local_1/workspace || exit 73
+    umask 022
+    # shellcheck source=/dev/null
+    . /srv/hpcrunner/runs/exp_local_1-0.1/env.sh || exit 73
+    exec /usr/bin/apptainer -q exec --pid --cleanenv --no-eval --home /srv/hpcrunner/runs/exp_local_1-0.1/home --bind /srv/hpcrunner/runs/exp_local_1-0.1:/srv/hpcrunner/runs/exp_local_1-0.1 --pwd /srv/hpcrunner/runs/exp_local_1-0.1/studioml/experiments/exp_local_1/workspace /srv/hpcrunner/images/DIGEST.sif /bin/sh -c ': >"$1"; shift
+for python in /opt/hpcrunner/python python python3; do
+    if command -v "$python" >/dev/null 2>&1; then exec "$python" "$@"; fi
+done
+echo "hpcrunner: there is no Python in this image" >&2
+exit 127' sh /srv/hpcrunner/runs/exp_local_1-0.1/status/program train.py a1 arg two
+) &
+child=$!
+# Told to stop in the moment before there was a child to stop.
+[[ $cause == exit ]] || { kill -TERM -- "-$child"; { sleep "$grace"; kill -KILL -- "-$child"; } & } 2>/dev/null
+{ sleep 600; kill -USR1 $$; } &
+
+# `wait` returns early when a signal comes in.
+while :; do
+    wait "$child"
+    code=$?
+    kill -0 "$child" 2>/dev/null || break
+done
+finish "$code"
