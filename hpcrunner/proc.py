@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -75,10 +76,8 @@ def run(
 
 def _stop(child: subprocess.Popen[bytes]) -> tuple[bytes | None, bytes | None]:
     for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(child.pid, number)
-        except ProcessLookupError:
-            pass
         try:
             return child.communicate(timeout=5)
         except subprocess.TimeoutExpired:

@@ -47,12 +47,11 @@ def _whole(digits: str, unit: int, wrong: ValueError) -> int:
 def format_size(size: int) -> str:
     """For people: `1.5 GiB`."""
     number = float(size)
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if abs(number) < 1024:
-            break
+    units = iter(("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
+    unit = next(units)
+    while abs(number) >= 1024 and unit != "EiB":
         number /= 1024
-    else:
-        unit = "EiB"
+        unit = next(units)
     return f"{number:.1f}".removesuffix(".0") + f" {unit}"
 
 

@@ -16,9 +16,9 @@ import pytest
 
 from hpcrunner import plugins, resources
 from hpcrunner.config import kinds
-from hpcrunner.config.schema import Given, Option, Origin
 from hpcrunner.config.load import Loaded, add_arguments, load, overrides_from, show
 from hpcrunner.config.reference import markdown
+from hpcrunner.config.schema import Given, Option, Origin
 from hpcrunner.config.site import OPTIONS
 from hpcrunner.errors import ConfigError, NotFoundError
 

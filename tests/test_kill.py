@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from lab import Lab
 
 # Each is a place in the program, by module and function; the process dies right before or right after it.

@@ -88,7 +88,7 @@ class _Exactly:
         data = self._file.read(size)
         if len(data) < size:
             if not self._short:
-                self._warnings.append(f"{self._name!r} became shorter while it was read; zeros take the place of its end")
+                self._warnings.append(f"{self._name!r} became shorter while it was read; zeros replace its end")
                 self._short = True
             data += bytes(size - len(data))
         self._left -= size

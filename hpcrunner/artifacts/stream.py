@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from hpcrunner.errors import ArchiveError
 from hpcrunner.units import format_size
@@ -36,7 +36,7 @@ def open_tar(archive: Path, limit: int) -> Iterator[tarfile.TarFile]:
         with archive.open("rb") as file:
             head = file.read(512)
             file.seek(0)
-            stream: IO[bytes] = file
+            stream: Any = file
             if name := next((name for magic, name in _PROGRAMS.items() if head.startswith(magic)), None):
                 program = _decompress(name, file)
                 assert program.stdout is not None
@@ -46,12 +46,12 @@ def open_tar(archive: Path, limit: int) -> Iterator[tarfile.TarFile]:
             elif head[:3] == b"BZh":
                 stream = bz2.BZ2File(file)
             elif head[:6] == b"\xfd7zXZ\0" or head[:3] == b"\x5d\0\0":
-                stream = lzma.LZMAFile(file)
+                stream = lzma.LZMAFile(file)  # noqa: SIM115 - lives as long as `file`
             elif head[:4] == b"PK\3\4":
                 raise ArchiveError("is a zip file; it must be a tar")
             elif not head:
                 raise ArchiveError("is empty, not even a tar without files")
-            with tarfile.open(fileobj=_Bounded(stream, limit), mode="r:", errorlevel=1,  # type: ignore[call-overload]
+            with tarfile.open(fileobj=_Bounded(stream, limit), mode="r:", errorlevel=1,
                               encoding="utf-8", errors="surrogateescape") as tar:
                 yield tar
     except ArchiveError:
@@ -74,7 +74,7 @@ class _Bounded(io.RawIOBase):
     """A stream that only goes forward, only so far, and in reads of a bounded size: tarfile reads names and pax
     headers whole, so a bomb in one would be in memory before anybody could look at it."""
 
-    def __init__(self, stream: IO[bytes], limit: int) -> None:
+    def __init__(self, stream: Any, limit: int) -> None:
         self._stream, self._limit, self._at = stream, limit, 0
 
     def readable(self) -> bool:

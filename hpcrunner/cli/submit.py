@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 from hpcrunner.cli.common import configuration, set_up_logging
 from hpcrunner.config.site import Site
+from hpcrunner.engine.install import Install
+from hpcrunner.engine.tick import tick
 from hpcrunner.journal.store import Journal
 from hpcrunner.layout import StateDir
 
@@ -19,9 +24,6 @@ def run(arguments: argparse.Namespace) -> int:
         from hpcrunner.cli import dry_run
 
         return dry_run.run(site, arguments.max)
-    from hpcrunner.engine.install import Install
-    from hpcrunner.engine.tick import tick
-
     with Journal(StateDir(site.state_dir).journal) as journal:
         install = Install(site, journal)
         if not arguments.wait:
@@ -38,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
                 _pause(install, site)
 
 
-def _pause(install, site: Site) -> None:  # type: ignore[no-untyped-def]
+def _pause(install: Install, site: Site) -> None:
     """Until the next look, or until a job drops its file into the spool."""
     spool = install.state.spool
     before = _stamp(spool)
@@ -47,17 +49,15 @@ def _pause(install, site: Site) -> None:  # type: ignore[no-untyped-def]
         time.sleep(min(0.05, site.poll_interval))
 
 
-def _stamp(folder):  # type: ignore[no-untyped-def]
+def _stamp(folder: Path) -> int:
     try:
         return folder.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
 
 
-def _progress(install):  # type: ignore[no-untyped-def]
+def _progress(install: Install) -> AbstractContextManager[Callable[[int], None]]:
     if not sys.stderr.isatty():
-        from contextlib import nullcontext
-
         return nullcontext(lambda active: None)
     from hpcrunner.cli.progress import Progress
 

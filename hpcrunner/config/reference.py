@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from hpcrunner import plugins
 from hpcrunner.config.backends import QueueEntry
-from hpcrunner.config.schema import Option
 from hpcrunner.config.load import OTHER_VARIABLES
+from hpcrunner.config.schema import Option
 from hpcrunner.config.site import OPTIONS
 
 _INTRODUCTION = """\

@@ -71,10 +71,9 @@ class Apptainer:
         site, target = self._site, self.image(digest)
         part = target.with_name(f".{digest}.{proc.host_name()}.{os.getpid()}.sif")
         scratch = site.build_tmpdir or _scratch()
-        prefixes = ("SINGULARITY_",) if self._ce() else ("APPTAINER_", "SINGULARITY_")
+        prefix = "SINGULARITY_" if self._ce() else "APPTAINER_"
         settings = {"TMPDIR": str(scratch), "MKSQUASHFS_ARGS": site.mksquashfs_args}
-        env = proc.clean_environment(
-            {prefix + name: value for prefix in prefixes[:1] for name, value in settings.items() if value}, network=True)
+        env = proc.clean_environment({prefix + name: value for name, value in settings.items() if value}, network=True)
         # As root only --fakeroot works everywhere: root in a container host may lack capabilities.
         root = ["--fakeroot"] if os.geteuid() == 0 else []
         try:
@@ -142,8 +141,8 @@ def find_program(path: Path | str | None, name: str) -> str:
     for candidate in ("apptainer", "singularity") if name == "apptainer" else ("singularity", "apptainer"):
         if found := shutil.which(candidate):
             return found
-    raise UnavailableError(f"engine {name}: neither apptainer nor singularity is on PATH; install one, give its path as "
-                           "engine_path, or set `engine: none` to run in virtual environments")
+    raise UnavailableError(f"engine {name}: neither apptainer nor singularity is on PATH; install one, give its path "
+                           "as engine_path, or set `engine: none` to run in virtual environments")
 
 
 def choose_base(site: Any, pythonver: str) -> str:

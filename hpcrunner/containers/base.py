@@ -36,8 +36,6 @@ class Launch:
     run_dir: Path
     workspace: Path
     gpus: int = 0
-    given: bool = False
-    """The image is the experiment's own, not one that was built here."""
 
 
 class Container(Protocol):

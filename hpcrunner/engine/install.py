@@ -7,20 +7,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpcrunner import plugins
 from hpcrunner.config.site import Site
-from hpcrunner.containers.base import Container
 from hpcrunner.errors import StoreError, UnavailableError
-from hpcrunner.images.cache import Images
 from hpcrunner.journal.store import Journal
 from hpcrunner.layout import RunDir, StateDir
 from hpcrunner.model import Run
 from hpcrunner.queues.base import Queues
-from hpcrunner.schedulers.base import Job, Scheduler
-from hpcrunner.stores.base import Store
-from hpcrunner.wire.message import Experiment, parse, safe_name
+
+if TYPE_CHECKING:
+    from hpcrunner.containers.base import Container
+    from hpcrunner.images.cache import Images
+    from hpcrunner.schedulers.base import Job, Scheduler
+    from hpcrunner.stores.base import Store
+    from hpcrunner.wire.message import Experiment
 
 log = logging.getLogger("hpcrunner")
 
@@ -53,6 +55,8 @@ class Install:
 
     @cached_property
     def images(self) -> Images:
+        from hpcrunner.images.cache import Images
+
         return Images(self.site, self.engine, self.container)
 
     @cached_property
@@ -76,15 +80,21 @@ class Install:
         return (not match or bool(match.search(queue))) and not (mismatch and mismatch.search(queue))
 
     def experiment(self, run: Run) -> Experiment:
+        from hpcrunner.wire.message import parse
+
         return parse(self.journal.message(run))
 
     def run_dir(self, run: Run) -> RunDir:
         """Its folder; the name holds the run's id, so no two runs share one."""
+        from hpcrunner.wire.message import safe_name
+
         name = safe_name(run.key)
         root = Path(run.run_dir) if run.run_dir else self.site.working_dir / f"{name}-{run.id}.{run.generation}"
         return RunDir(root, name)
 
     def job(self, run: Run) -> Job:
+        from hpcrunner.schedulers.base import Job
+
         return Job(run.tag, run.job_id, self.run_dir(run).root)
 
     def store(self, location: str, credentials: Any = None) -> Store:

@@ -8,12 +8,15 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpcrunner.engine.install import Install, log
-from hpcrunner.errors import MessageError, UnavailableError
+from hpcrunner.errors import HpcrunnerError, MessageError, UnavailableError
 from hpcrunner.model import Request, Run
 from hpcrunner.queues.base import Delivery, Queues
-from hpcrunner.wire.message import Experiment, parse, peek_key
+
+if TYPE_CHECKING:
+    from hpcrunner.wire.message import Experiment
 
 
 def intake(install: Install, limit: int | None) -> list[Run]:
@@ -32,11 +35,22 @@ def intake(install: Install, limit: int | None) -> list[Run]:
                 continue
             if delivery is None:
                 continue
+            if not taken:
+                _ready_to_work(install, source, delivery)
             still.append((source, name))
             if run := _take(install, source, delivery):
                 taken.append(run)
         waiting = still
     return taken
+
+
+def _ready_to_work(install: Install, source: Queues, delivery: Delivery) -> None:
+    """Nothing is taken by an install that can't run it: without its engine, say, the message goes back."""
+    try:
+        _ = install.scheduler, install.container
+    except HpcrunnerError:
+        source.release(delivery)
+        raise
 
 
 def _watched(install: Install) -> Iterator[tuple[Queues, list[str]]]:
@@ -90,6 +104,8 @@ def expiry_of(experiment: Experiment, received_at: float) -> float | None:
 
 
 def _take(install: Install, source: Queues, delivery: Delivery) -> Run | None:
+    from hpcrunner.wire.message import parse, peek_key
+
     now = time.time()
     try:
         experiment = parse(delivery.payload)

@@ -11,7 +11,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from hpcrunner.model import WITH_SCHEDULER, Capacity, Exit, Gpu, Image, ImageState, Outcome, Request, Run, State
+from hpcrunner.model import (
+    WITH_SCHEDULER,
+    Capacity,
+    Exit,
+    Gpu,
+    Image,
+    ImageState,
+    Outcome,
+    Request,
+    Run,
+    State,
+)
 from hpcrunner.units import format_duration
 
 _FAILURE_STANDS = 600.0
@@ -300,8 +311,8 @@ class _Room:
             if self._blocked:
                 return None
             # The smallest cards that do, so that the large ones stay free.
-            fitting = sorted((gpu for gpu in self._gpus if gpu.memory >= request.gpu_memory), key=lambda gpu: gpu.memory)
-            chosen = fitting[: request.gpus]
+            fitting = [gpu for gpu in self._gpus if gpu.memory >= request.gpu_memory]
+            chosen = sorted(fitting, key=lambda gpu: gpu.memory)[: request.gpus]
             if (request.cpus > self._cpus or request.memory > self._memory or request.disk > self._disk
                     or len(chosen) < request.gpus):
                 self._blocked = True

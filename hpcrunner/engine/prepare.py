@@ -35,7 +35,8 @@ def stage(install: Install, run: Run) -> Run:
     style: TarStyle | None = None
     left = experiment.resources.hdd or install.site.artifact_limit
     # The workspace first: its tar shows in which style this client packs.
-    for artifact in sorted(experiment.artifacts.values(), key=lambda artifact: (artifact.tag != "workspace", artifact.tag)):
+    for tag in sorted(experiment.artifacts, key=lambda tag: (tag != "workspace", tag)):
+        artifact = experiment.artifacts[tag]
         target = run_dir.given_image if artifact.tag == IMAGE_TAG else run_dir.experiment / artifact.tag
         packed = _fetch(install, run_dir, artifact)
         if packed is None:

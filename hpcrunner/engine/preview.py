@@ -62,8 +62,7 @@ def preview(site: Site, payload: bytes) -> Preview:
         image, summary = container.image(definition.digest), definition.summary
         files.update(definition.files)
     gpus = [str(index) for index in range(run.request.gpus)]
-    launch = Launch(job.arguments(experiment), run_dir.root, run_dir.workspace, gpus=len(gpus),
-                    given=IMAGE_TAG in experiment.artifacts)
+    launch = Launch(job.arguments(experiment), run_dir.root, run_dir.workspace, gpus=len(gpus))
     known = {"PATH": container.default_path, "HOME": str(run_dir.home)}
     files["env.sh"] = job.env_file(job.variables(experiment, run_dir, site.env, gpus, known), container.env_prefix)
     files["job.sh"] = job.script(

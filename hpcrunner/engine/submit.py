@@ -9,7 +9,6 @@ from pathlib import Path
 from hpcrunner.containers.base import Launch
 from hpcrunner.engine.install import Install, log
 from hpcrunner.engine.plan import Submit, backoff
-from hpcrunner.engine.prepare import IMAGE_TAG
 from hpcrunner.errors import HpcrunnerError, MessageError
 from hpcrunner.layout import RunDir
 from hpcrunner.model import Run, State
@@ -65,8 +64,8 @@ def render(install: Install, run: Run, experiment: Experiment, run_dir: RunDir, 
         raise MessageError(refusal)
     container = install.container
     image = run_dir.given_image if run.image == str(run_dir.given_image) else container.image(run.image)
-    launch = Launch(job.arguments(experiment), run_dir.root, run_dir.workspace, gpus=len(action.gpus) or run.request.gpus,
-                    given=IMAGE_TAG in experiment.artifacts)
+    launch = Launch(job.arguments(experiment), run_dir.root, run_dir.workspace,
+                    gpus=len(action.gpus) or run.request.gpus)
     known = {"PATH": container.default_path, "HOME": str(run_dir.home), "USER": os.environ.get("USER", "")}
     values = job.variables(experiment, run_dir, install.site.env, action.gpus, known)
     text = job.script(install.site, install.site.scheduler, run_dir, tag=tag, experiment=experiment,

@@ -125,7 +125,7 @@ class Journal:
         both are mistakes of the program, and nothing is written.
         """
         if to not in TRANSITIONS[run.state]:
-            raise HpcrunnerError(f"run {run.short_id} of {run.key}: {run.state.value} -> {to.value} is not a legal move")
+            raise HpcrunnerError(f"run {run.short_id} of {run.key}: {run.state.value} -> {to.value} is no legal move")
         return self._write(run, to, text, {"tries": 0, "not_before": 0.0, **changes})
 
     def note(self, run: Run, text: str = "", **changes: Any) -> Run:

@@ -220,10 +220,8 @@ def _break(lock: Path, scratch: Path) -> None:
     except FileNotFoundError:
         return
     if not _is_stale(away):
-        try:
+        with suppress(FileExistsError):
             os.link(away, lock)
-        except FileExistsError:
-            pass
     away.unlink()
 
 

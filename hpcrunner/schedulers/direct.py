@@ -156,7 +156,7 @@ def _has_tag(pid: int, tag: str) -> bool:
 
 def _processes(tags: set[str]) -> dict[str, str]:
     """Ids of the processes that carry one of the tags in the environment they were started with."""
-    found = {}
+    found: dict[str, str] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:

@@ -27,7 +27,7 @@ class LocalStore:
 
     def location(self, endpoint: str | None, bucket: str | None, key: str) -> str:
         # A `~` travels as it is in the message and means the home of whoever reads it.
-        root = os.path.realpath(Path(endpoint or "~").expanduser())  # noqa: PTH - no symlink may survive
+        root = os.path.realpath(Path(endpoint or "~").expanduser())  # no link may survive in it
         return f"file:/{root}/{bucket or 'storage'}/{key}"
 
     def fetch(self, location: str, target: Path) -> bool:

@@ -101,8 +101,8 @@ def parse(data: bytes) -> Experiment:
     """Raises MessageError naming every problem, and EncryptedMessageError."""
     document = _load(data)
     if isinstance(document.get("message"), dict) and "experiment" not in document:
-        raise EncryptedMessageError("the message is encrypted, and this hpcrunner has no key to open it; submit without "
-                                    "public_key_path")
+        raise EncryptedMessageError("the message is encrypted, and this hpcrunner has no key to open it; submit "
+                                    "without public_key_path")
     experiment, config = document.get("experiment"), document.get("config")
     if not isinstance(experiment, dict):
         raise MessageError('there is no object "experiment" in the message; is it one of the StudioML client\'s?')
@@ -325,7 +325,7 @@ class _Reader:
             return {}
         found = {}
         for tag, raw in value.items():
-            if not tag or tag in (".", "..") or "/" in tag or not tag.isprintable() or len(tag.encode("utf-8", "replace")) > 200:
+            if not _is_file_name(tag):
                 self._wrong("experiment.artifacts", tag, "must name each artifact by a plain file name")
             elif raw is not None and not isinstance(raw, dict):
                 self._wrong(f"experiment.artifacts.{tag}", raw, "must be an object")
@@ -358,6 +358,12 @@ def _unquote(word: str) -> str:
     except ValueError:
         return word
     return words[0] if len(words) == 1 else word
+
+
+def _is_file_name(text: str) -> bool:
+    """One that is safe to use, and short enough for us to make others of it."""
+    return (text not in ("", ".", "..") and "/" not in text and text.isprintable()
+            and len(text.encode("utf-8", "replace")) <= 200)
 
 
 def _text(value: Any) -> str | None:

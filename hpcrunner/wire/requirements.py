@@ -24,7 +24,8 @@ _PLAIN = re.compile(rf"({_PACKAGE})({_EXTRAS})\s*((?:{_VERSION}(?:\s*,\s*{_VERSI
 _DIRECT = re.compile(rf"({_PACKAGE})({_EXTRAS})\s*@\s*(\S+)({_MARKER})")
 _GIT = re.compile(r"git\+https://[A-Za-z0-9._~/:%+-]+(?:@[A-Za-z0-9._/+-]+)?(#[A-Za-z0-9._=&\[\],%/-]*)?")
 _WEB = re.compile(r"https://[A-Za-z0-9._~/:%+?=&-]+(#[A-Za-z0-9._=&%-]*)?")
-_FILE = re.compile(rf"({_PACKAGE}?)-(\d[A-Za-z0-9.+!]*?)(?:-[A-Za-z0-9_.]+-[A-Za-z0-9_.]+-[A-Za-z0-9_.]+)?\.(?:whl|tar\.gz|zip)")
+_FILE = re.compile(rf"({_PACKAGE}?)-(\d[A-Za-z0-9.+!]*?)(?:(?:-[A-Za-z0-9_.]+){{3}})?\.(?:whl|tar\.gz|zip)")
+"""Name and version in the file name of a wheel or source distribution."""
 _IMPORTS_STUDIO = re.compile(r"^\s*(?:import|from)\s+studio(?=[\s.,]|$)", re.MULTILINE)
 
 
