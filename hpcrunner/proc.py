@@ -97,15 +97,24 @@ def boot_id() -> str:
 def start_time(pid: int) -> str | None:
     """When process `pid` started, in clock ticks since boot: with the pid it names a process for good.
 
-    None if there is no such process (proc(5), stat field 22).
+    None if there is no such process.
     """
+    fields = _stat(pid)
+    return None if not fields or fields[0] in "ZX" else fields[19]
+
+
+def session(pid: int) -> int | None:
+    """The session of process `pid`; None if there is no such process."""
+    fields = _stat(pid)
+    return int(fields[3]) if fields else None
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat (proc(5)) from the third on, which is the state."""
     try:
-        # The name in parentheses is any bytes that its owner likes.
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else fields[19]
+        return []
 
 
 def host_name() -> str:

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import services
 
+import services
 from hpcrunner.artifacts.pack import compression_for, pack
 from hpcrunner.artifacts.style import TarStyle, detect_style
 from hpcrunner.artifacts.unpack import Limits, Unpacked, unpack

@@ -199,6 +199,9 @@ if first.stat().st_size == 1: time.sleep(60)
     run = lab.run_all()["lost"]
     assert (run["outcome"], run["generation"]) == ("succeeded", 2)
     assert count.read_text() == "xx"
+    session = owner[3]
+    left = [path for path in Path("/proc").glob("[0-9]*/stat") if session_of(path) == session]
+    assert left == [], "what the killed script had started runs on"
 
 
 def test_dry_run_touches_nothing_and_shows_the_script(lab: Lab) -> None:
@@ -214,3 +217,11 @@ def until(condition: object, seconds: float = 60) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.1)
+
+
+def session_of(stat: Path) -> str:
+    try:
+        fields = stat.read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[3]

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,13 @@ class DirectScheduler:
     def cancel(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
             owner = _owner(job)
-            if owner and _lives(owner):
-                try:
+            if owner is None:
+                continue
+            if _lives(owner):
+                with suppress(ProcessLookupError):
                     os.kill(owner.pid, signal.SIGTERM)
-                except ProcessLookupError:
-                    continue
+            else:
+                _kill_orphans(owner)
 
     def _state(self, job: Job) -> JobState:
         owner = _owner(job)
@@ -145,6 +148,19 @@ def _owner(job: Job) -> Owner | None:
 def _lives(owner: Owner) -> bool:
     return (owner.host == proc.host_name() and owner.boot == proc.boot_id()
             and proc.start_time(owner.pid) == owner.started)
+
+
+def _kill_orphans(owner: Owner) -> None:
+    """Kills what a job script that was itself killed has left running.
+
+    The kernel gives a pid to nobody while it names a session, so who is in the session of the dead script is its own.
+    """
+    if owner.host != proc.host_name() or owner.boot != proc.boot_id() or proc.start_time(owner.pid) is not None:
+        return
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and proc.session(int(entry.name)) == owner.pid:
+            with suppress(ProcessLookupError):
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def _has_tag(pid: int, tag: str) -> bool:

@@ -46,8 +46,13 @@ trap 'stop max_duration' USR1
 
 finish() {  # finish CODE
     # Timers, and whatever the program left running, end with this session.
-    for pid in $(ps -o pid= -s $$); do
-        [[ $pid == "$$" ]] || kill -KILL "$pid" 2>/dev/null
+    local file stat pid
+    for file in /proc/[0-9]*/stat; do
+        read -r stat 2>/dev/null <"$file" || continue
+        # shellcheck disable=SC2206  # the fields of /proc/PID/stat, from the third on; the fourth of them: session
+        stat=(${stat##*) })
+        pid=${file//[!0-9]/}
+        [[ ${stat[3]-} != "$$" || $pid == "$$" ]] || kill -KILL "$pid" 2>/dev/null
     done
     place exit "$1 $cause $started $(now) $host"
     # The spool tells hpcrunner which of its many run directories to look at.
@@ -74,10 +79,11 @@ child=$!
 [[ $cause == exit ]] || { kill -TERM -- "-$child"; { sleep "$grace"; kill -KILL -- "-$child"; } & } 2>/dev/null
 { sleep 1200; kill -USR1 $$; } &
 
-# `wait` returns early when a signal comes in.
+# `wait` returns early when a signal comes in, or when the program is suspended.
 while :; do
     wait "$child"
     code=$?
     kill -0 "$child" 2>/dev/null || break
+    sleep 0.2
 done
 finish "$code"
