@@ -100,7 +100,6 @@ VALUES: list[tuple[str, str, Any]] = [
     ("base_images", "{any: docker://python:3.12, 3.11: /images/py.sif}",
      {"any": "docker://python:3.12", "3.11": "/images/py.sif"}),
     ("binds", "[/data, '/data:/mnt', '/data:/mnt:ro']", ("/data", "/data:/mnt", "/data:/mnt:ro")),
-    ("trusted_images", "[docker://ghcr.io/lab/]", ("docker://ghcr.io/lab/",)),
     ("engine", "auto", "auto"),
     ("engine", "apptainer", "apptainer"),
     ("engine_path", "apptainer-1.4", "apptainer-1.4"),
@@ -139,7 +138,7 @@ BAD_VALUES = [
     ("max_cores: ''", "2:12: max_cores: holds ''; allowed: a whole number, 1 or more"),
     ("max_cores: [1]", "2:12: max_cores: holds a list; allowed: a whole number, 1 or more"),
     ("max_cores: {a: 1}", "2:12: max_cores: holds a mapping; allowed: a whole number, 1 or more"),
-    ("max_mem: much", r"2:10: max_mem: holds 'much'.*; allowed: a size such as 512MiB or 2GB"),
+    ("max_mem: much", r"2:10: max_mem: holds 'much'.*; allowed: a size such as 512MiB or 2GiB"),
     ("max_duration: soon", r"2:15: max_duration: holds 'soon'.*; allowed: a duration such as 90s, 1h30m or 2d"),
     ("max_duration: 0s", r"2:15: max_duration: holds '0s' \(less than .*\); allowed: a duration"),
     ("cpu_only: maybe", "2:11: cpu_only: holds 'maybe'; allowed: true or false"),
@@ -165,7 +164,6 @@ BAD_VALUES = [
     ("env: {A: [x]}", "2:10: env.A: holds a list; allowed: text"),
     ("base_images: {3.11: ftp://x}", r"2:21: base_images.3.11: holds 'ftp://x'; allowed: the path of an image"),
     ("base_images: {3: /x}", "2:15: base_images: has the key '3'; allowed: a Python version such as 3.11"),
-    ("trusted_images: [docker://ghcr.io/lab]", r"2:18: trusted_images\[0\]: holds 'docker://ghcr.io/lab'; allowed: the beginning"),
     ("max_core: 1", r"2:1: max_core: unknown; did you mean max_cores\?"),
     ("max-cores: 1", r"2:1: max-cores: unknown; did you mean max_cores\?"),
     ("walrus: 1", "2:1: walrus: unknown; docs/site-config.md lists all"),
@@ -368,7 +366,6 @@ epilogue: |
 
     indented
 prologue: " odd\n"
-trusted_images: []
 cpu_only: on
 """
 

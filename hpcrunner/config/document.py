@@ -205,7 +205,8 @@ class _Composer:
                 self._problems += self._problem(
                     event, f"{key}: is there twice; first in line {own[key].key_at.partition(':')[0]}").problems
             else:
-                own[key] = replace(value, key_at=f"{event.start_mark.line + 1}:{event.start_mark.column + 1}")
+                mark: Any = event.start_mark
+                own[key] = replace(value, key_at=f"{mark.line + 1}:{mark.column + 1}")
         return {**inherited, **own}
 
     def _alias(self, event: Any) -> Given:

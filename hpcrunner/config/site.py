@@ -103,13 +103,6 @@ class Site:
         {}, kinds.MappingOf(*_VERSION, kinds.base_image()),
         doc="Images with Python and pip that experiments' images are built on, by Python version. `any` stands for "
             "all versions that have no entry. A reference with a digest (`@sha256:...`) always means the same image.")
-    trusted_images: tuple[str, ...] = option(
-        (), kinds.ListOf(kinds.text(
-            r"(docker|oras|library)://[!-~]*([/:@]|@sha256:[0-9a-f]{64})",
-            "the beginning of an image reference, such as docker://ghcr.io/lab/, up to a `/`, `:` or `@`, or all of "
-            "one with its digest")),
-        doc="Images that experiments may name themselves: references that begin so. Without any, only image files "
-            "that travel with the experiment are run.")
     python_match: str = option(
         "major", kinds.choice("minor", "major"),
         doc="How far a base image's or an interpreter's Python version must agree with the experiment's: `minor` "

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from hpcrunner import proc
 from hpcrunner.containers.base import BuildError, Definition, Launch
-from hpcrunner.errors import ConfigError, MessageError, UnavailableError
+from hpcrunner.errors import MessageError, UnavailableError
 from hpcrunner.render import environment
 from hpcrunner.wire.message import Experiment
 from hpcrunner.wire.requirements import requirements
@@ -149,8 +149,8 @@ def choose_base(site: Any, pythonver: str) -> str:
     """The site's base image for a Python version. Raises MessageError if it has none."""
     images: dict[str, str] = dict(site.base_images)
     if not images:
-        raise ConfigError("base_images is not set: name an image with Python and pip to build experiments' images on, "
-                          "such as `base_images: {any: /shared/python.sif}`")
+        raise MessageError("needs an image to be built, and this site has no base images to build on; its admin can "
+                           "name one: `base_images: {any: /shared/python.sif}`")
     if pythonver in images:
         return images[pythonver]
     if site.python_match == "major":
@@ -181,7 +181,7 @@ def base_identity(base: str) -> str:
                 digest.update(block)
         return digest.hexdigest()
     except OSError as error:
-        raise UnavailableError(f"base_images: {base}: {error.strerror}") from error
+        raise UnavailableError(f"base_images: {base}: {error.strerror}", transient=True) from error
 
 
 def _header(base: str) -> dict[str, str]:
