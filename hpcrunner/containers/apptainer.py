@@ -59,7 +59,8 @@ class Apptainer:
         files = {"image.def": text, "requirements.txt": lines}
         inputs = "\0".join([base_identity(base), os.uname().machine, text, lines])
         return Definition(sha256(inputs.encode()).hexdigest(), files,
-                          f"Python {experiment.pythonver} with {len(wanted.lines)} packages on {Path(base).name}")
+                          f"Python {experiment.pythonver} with {len(wanted.lines)} packages on {Path(base).name}",
+                          wanted.warnings)
 
     def image(self, digest: str) -> Path:
         return Path(self._site.image_dir) / f"{digest}.sif"

@@ -25,6 +25,8 @@ class Definition:
     """Name to text: what the build finds in its folder."""
     summary: str
     """For people: "Python 3.11 with 74 packages"."""
+    warnings: tuple[str, ...] = ()
+    """What is not quite as the experiment asked for."""
 
 
 @dataclass(frozen=True)

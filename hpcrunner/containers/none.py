@@ -31,12 +31,12 @@ class VirtualEnv:
 
     def define(self, experiment: Experiment, *, studioml: bool) -> Definition:
         wanted = requirements(experiment.pythonenv, experiment.pip, keep_studioml=studioml)
-        python = self._python(experiment.pythonver)
+        python, warnings = self._python(experiment.pythonver)
         lines = "".join(f"{line}\n" for line in wanted.lines)
         files = {"requirements.txt": lines, "python.txt": f"{python}\n"}
         inputs = "\0".join(["venv", python, os.uname().machine, lines, *self._site.pip_args])
-        return Definition(sha256(inputs.encode()).hexdigest(), files,
-                          f"{python} with {len(wanted.lines)} packages")
+        return Definition(sha256(inputs.encode()).hexdigest(), files, f"{python} with {len(wanted.lines)} packages",
+                          (*wanted.warnings, *warnings))
 
     def image(self, digest: str) -> Path:
         return Path(self._site.image_dir) / f"{digest}.venv"
@@ -70,16 +70,19 @@ class VirtualEnv:
     def command(self, image: Path, launch: Launch) -> Sequence[str]:
         return [str(image / "bin" / "python"), *launch.argv]
 
-    def _python(self, version: str) -> str:
+    def _python(self, version: str) -> tuple[str, tuple[str, ...]]:
+        """The interpreter for a version, and warnings. Raises MessageError if there is none."""
         pythons = dict(self._site.pythons)
         if version in pythons:
-            return str(pythons[version])
+            return str(pythons[version]), ()
         if found := shutil.which(f"python{version}"):
-            return found
+            return found, ()
         own = "{}.{}".format(*sys.version_info)
         if self._site.python_match == "major" and version.split(".")[0] == "3":
             # The base of a virtual environment, not the environment that hpcrunner itself lives in.
-            return str(pythons.get("any") or getattr(sys, "_base_executable", sys.executable))
+            chosen = str(pythons.get("any") or getattr(sys, "_base_executable", sys.executable))
+            exact = version in (own, "3") and "any" not in pythons
+            return chosen, () if exact else (f"asked for Python {version}; runs with {chosen}",)
         raise MessageError(f"asks for Python {version}; this site has Python {own} (pythons, python_match)")
 
     def _run(self, argv: list[str], folder: Path, log: IO[bytes], failure: str) -> None:

@@ -17,6 +17,9 @@ from hpcrunner.layout import RunDir
 from hpcrunner.model import Outcome, Run, State
 from hpcrunner.wire.message import Experiment
 
+_LARGEST_LOG = 16 * 2**20
+"""Bytes of a log that are kept for `hpcrunner logs`."""
+
 
 def finish(install: Install, run: Run) -> Run:
     """Returns everything the run made, whatever its outcome, and ends it. May be repeated after a crash.
@@ -128,7 +131,12 @@ def _keep_log(install: Install, run: Run, path: Path) -> None:
     kept = log_copy(install.state.logs, run)
     kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = kept.with_name(f".{kept.name}.{os.getpid()}")
-    shutil.copyfile(path, part)
+    with path.open("rb") as log_file, part.open("wb") as copy:
+        cut = log_file.seek(0, os.SEEK_END) - _LARGEST_LOG
+        log_file.seek(max(0, cut))
+        if cut > 0:
+            copy.write(b"[hpcrunner] the beginning is left out; all of it is in the artifact `output`\n")
+        shutil.copyfileobj(log_file, copy, 2**20)
     part.replace(kept)
 
 

@@ -44,11 +44,22 @@ def _jobs(install: Install, runs: list[Run]) -> tuple[dict[int, Seen], dict[int,
     states = install.scheduler.states([install.job(run) for run in runs if run.state is not State.SUBMITTING])
     interrupted = [run for run in runs if run.state is State.SUBMITTING]
     names = install.scheduler.find([install.job(run) for run in interrupted]) if interrupted else {}
-    exits = {run.id: ended for run in runs if (ended := read_exit(install.run_dir(run).exit_file))}
+    ended = _spooled(install)
+    exits = {run.id: exit for run in runs
+             if (run.tag in ended or run.state is State.SUBMITTING or states.get(run.tag) is JobState.GONE)
+             and (exit := read_exit(install.run_dir(run).exit_file))}
     jobs = {run.id: _SEEN.get(states.get(run.tag, JobState.UNKNOWN), Seen.GONE) for run in runs
             if run.state is not State.SUBMITTING}
     jobs.update({run.id: Seen.GONE for run in interrupted if run.tag not in names})
     return jobs, exits, {run.id: names[run.tag] for run in interrupted if run.tag in names}
+
+
+def _spooled(install: Install) -> set[str]:
+    """Tags of the jobs that said they ended: one look at a folder, however many jobs there are."""
+    try:
+        return {path.name for path in install.state.spool.iterdir()}
+    except FileNotFoundError:
+        return set()
 
 
 def _never_started(install: Install, run: Run) -> bool:

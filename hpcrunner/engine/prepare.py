@@ -12,7 +12,7 @@ from hpcrunner.errors import MessageError, StoreError
 from hpcrunner.layout import RunDir
 from hpcrunner.model import Run, State
 from hpcrunner.wire.message import Artifact, Experiment
-from hpcrunner.wire.requirements import needs_studioml, requirements
+from hpcrunner.wire.requirements import needs_studioml
 
 IMAGE_TAG = "_singularity"
 _LARGEST_SOURCE = 4 * 2**20
@@ -86,12 +86,11 @@ def define(install: Install, run: Run) -> Run:
     if experiment.filename is None:
         raise MessageError("has no script to run, and no image with a run script of its own (_singularity)")
     definition = install.container.define(experiment, studioml=wants_studioml(install, experiment, run_dir))
-    wanted = requirements(experiment.pythonenv, experiment.pip, keep_studioml=True)
     install.images.order(definition)
     for name, text in definition.files.items():
         (run_dir.root / name).write_text(text)
     return install.journal.note(run, f"needs the image {definition.digest[:12]}: {definition.summary}",
-                                image=definition.digest, notes=tuple(dict.fromkeys([*run.notes, *wanted.warnings])))
+                                image=definition.digest, notes=tuple(dict.fromkeys([*run.notes, *definition.warnings])))
 
 
 def wants_studioml(install: Install, experiment: Experiment, run_dir: RunDir) -> bool:

@@ -71,10 +71,16 @@ class Images:
             builder = subprocess.Popen(
                 [sys.executable, "-m", "hpcrunner.images.build", str(folder)], stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, start_new_session=True, cwd=folder,
-                env=proc.clean_environment({"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, network=True))
+                env=proc.clean_environment({"PYTHONPATH": _python_path()}, network=True))
         self._builders.append(builder)
         while builder.poll() is None and not _is_locked(folder / "lock"):
             time.sleep(0.01)
+
+
+def _python_path() -> str:
+    """So that the builder runs this very hpcrunner, be it installed or a checkout."""
+    here = str(Path(__file__).parent.parent.parent)
+    return os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
 
 
 def crash_count(folder: Path) -> tuple[int, float]:
