@@ -54,12 +54,14 @@ class Researcher:
         self.env = {**os.environ, "HOME": str(self.home), "STUDIOML_HOME": str(lab.root), "PYTHONWARNINGS": "ignore",
                     "PATH": f"{client.venv}/bin:{os.environ['PATH']}"}
 
-    def submit(self, key: str, *arguments: str) -> None:
+    def submit(self, key: str, *arguments: str, whole: bool = False) -> None:
         done = subprocess.run([str(self.client.run), f"--config={self.config}", "--queue=local_test", f"--experiment={key}",
                                "--force-git", *arguments], cwd=self.project, env=self.env, capture_output=True, text=True,
                               timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
-        # What a cluster can't have anyway: the packages of this machine's client. They are tested on their own.
+        if whole:
+            return
+        # All packages of the client's environment would take half a minute to install; one test does that.
         for path in self.lab.queue.iterdir():
             message = json.loads(path.read_text())
             message["experiment"]["pythonenv"] = [
@@ -163,6 +165,30 @@ open("../modeldir/here", "w").write(os.environ["MY_VAR"])
     assert lab.run_all()["boxed"]["outcome"] == "succeeded", lab.output("boxed")
     assert "container True" in lab.output("boxed")
     assert researcher.read_back("boxed", "modeldir")["found"]["modeldir"] == {"here": "hello $world"}
+
+
+@pytest.mark.slow
+@pytest.mark.service("apptainer")
+def test_code_that_imports_studioml_finds_it_in_its_image(researcher: Researcher, apptainer: services.Apptainer) -> None:
+    """With the whole environment of the real client, as it sends it."""
+    (researcher.project / "uses.py").write_text("""
+import os
+from studio import fs_tracker
+print("in a container", os.path.exists("/.singularity.d"))
+open(fs_tracker.get_model_directory() + "/weights", "w").write("w")
+os.makedirs(fs_tracker.get_tensorboard_dir() if hasattr(fs_tracker, "get_tensorboard_dir") else "../tb", exist_ok=True)
+open("../tb/event", "w").write("e")
+""")
+    lab = researcher.lab
+    lab.site.write_text(json.dumps({**json.loads(lab.site.read_text()), "engine": "apptainer",
+                                    "base_images": {"any": str(apptainer.base_image)}}))
+    researcher.submit("uses", "uses.py", whole=True)
+    assert lab.run_all(timeout=900)["uses"]["outcome"] == "succeeded", lab.output("uses")
+    assert "in a container True" in lab.output("uses")
+    back = researcher.read_back("uses", "modeldir", "tb")
+    assert back["found"] == {"modeldir": {"weights": "w"}, "tb": {"event": "e"}}
+    assert any(line.startswith("studioml==") for line in next(
+        (lab.state / "images" / "builds").glob("*/requirements.txt")).read_text().splitlines())
 
 
 def test_its_whole_environment_is_understood(researcher: Researcher) -> None:
