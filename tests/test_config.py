@@ -388,7 +388,7 @@ def test_show_loads_to_the_same_site(write: Write) -> None:
 
 def test_show_of_a_site_with_defaults_only(write: Write) -> None:
     loaded = read(write(QUEUES))
-    again = read(write(show(loaded), "shown.yaml"), {"HOME": "/home/bob"})
+    again = read(write(show(loaded), "shown.yaml"), {"HOME": "/home/other"})
     assert again.site == loaded.site
     assert {line.rpartition("  # ")[2] for line in show(loaded).splitlines()} == {"default", "site.yaml:1"}
 
