@@ -76,7 +76,8 @@ class VirtualEnv:
         if version in pythons:
             return str(pythons[version]), ()
         if found := shutil.which(f"python{version}"):
-            return found, ()
+            # Maybe a link in somebody's virtual environment, which may go.
+            return os.path.realpath(found), ()
         own = "{}.{}".format(*sys.version_info)
         if self._site.python_match == "major" and version.split(".")[0] == "3":
             # The base of a virtual environment, not the environment that hpcrunner itself lives in.
