@@ -35,7 +35,7 @@ services: venv ## get the real services for the tests; as root installs Apptaine
 	@PYTHON=$(PY) scripts/prepare-services '$(CACHE)'
 
 soak: services ## run the tests that take minutes
-	@$(PY) -m pytest -m soak $(PYTEST_ARGS)
+	@$(PY) -m pytest -s -m soak $(PYTEST_ARGS)
 
 bench-%: venv ## run benchmarks/%.py
 	@$(PY) benchmarks/$*.py

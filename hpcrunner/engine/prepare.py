@@ -88,7 +88,7 @@ def define(install: Install, run: Run) -> Run:
     definition = install.container.define(experiment, studioml=wants_studioml(install, experiment, run_dir))
     install.images.order(definition)
     for name, text in definition.files.items():
-        (run_dir.root / name).write_text(text)
+        (run_dir.root / name).write_text(text, encoding="utf-8")
     return install.journal.note(run, f"needs the image {definition.digest[:12]}: {definition.summary}",
                                 image=definition.digest, notes=tuple(dict.fromkeys([*run.notes, *definition.warnings])))
 
@@ -98,7 +98,7 @@ def wants_studioml(install: Install, experiment: Experiment, run_dir: RunDir) ->
     if install.site.studioml != "auto":
         return install.site.studioml == "always"
     return needs_studioml(experiment.filename, (
-        path.read_text(errors="replace") for path in sorted(run_dir.experiment.rglob("*.py"))
+        path.read_text(encoding="utf-8", errors="replace") for path in sorted(run_dir.experiment.rglob("*.py"))
         if path.is_file() and not path.is_symlink() and path.stat().st_size < _LARGEST_SOURCE))
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from hashlib import sha256
 from pathlib import Path
 
-from hpcrunner.containers.base import Launch
 from hpcrunner.engine.install import Install, log
+from hpcrunner.engine.jobfiles import job_files
 from hpcrunner.engine.plan import Submit, backoff
-from hpcrunner.errors import HpcrunnerError, MessageError
+from hpcrunner.errors import HpcrunnerError
 from hpcrunner.layout import RunDir
 from hpcrunner.model import Run, State
-from hpcrunner.render import job
 from hpcrunner.schedulers.base import Submission, SubmitUnclear
 from hpcrunner.wire.message import Experiment
 
@@ -33,7 +33,7 @@ def submit(install: Install, action: Submit) -> Run:
     experiment = install.experiment(run)
     run_dir = install.run_dir(run)
     tag = tag_of(install.journal.install_id, run)
-    script = render(install, run, experiment, run_dir, action, tag)
+    script = render(install, action, experiment, run_dir, tag)
     run = install.journal.move(run, State.SUBMITTING, "handing it to the scheduler", tag=tag, gpu_ids=action.gpus,
                                attempt=run.attempt + 1)
     try:
@@ -52,27 +52,15 @@ def submit(install: Install, action: Submit) -> Run:
 
 def submit_again(install: Install, run: Run, tries: int = 0) -> Run:
     """Back to where it can be submitted: the scheduler certainly has no such job."""
-    import time
-
     return install.journal.move(run, State.READY, "no such job; it will be submitted again", gpu_ids=(), tries=tries,
                                 not_before=time.time() + backoff(tries) if tries else 0.0)
 
 
-def render(install: Install, run: Run, experiment: Experiment, run_dir: RunDir, action: Submit, tag: str) -> Path:
+def render(install: Install, action: Submit, experiment: Experiment, run_dir: RunDir, tag: str) -> Path:
     """Writes the job script and the environment's file, down to the disk."""
-    if refusal := job.too_long(experiment):
-        raise MessageError(refusal)
-    container = install.container
-    image = run_dir.given_image if run.image == str(run_dir.given_image) else container.image(run.image)
-    launch = Launch(job.arguments(experiment), run_dir.root, run_dir.workspace,
-                    gpus=len(action.gpus) or run.request.gpus)
-    known = {"PATH": container.default_path, "HOME": str(run_dir.home), "USER": os.environ.get("USER", "")}
-    values = job.variables(experiment, run_dir, install.site.env, action.gpus, known)
-    text = job.script(install.site, install.site.scheduler, run_dir, tag=tag, experiment=experiment,
-                      command=container.command(image, launch), limit=action.limit, limit_name=action.limit_name,
-                      spool_dir=install.state.spool, has_output="output" in experiment.artifacts)
-    write_durably(run_dir.env_file, job.env_file(values, container.env_prefix), 0o600)
-    write_durably(run_dir.script, text, 0o700)
+    script, env = job_files(install.site, install.container, experiment, run_dir, action, tag, action.gpus)
+    write_durably(run_dir.env_file, env, 0o600)
+    write_durably(run_dir.script, script, 0o700)
     install.state.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
     return run_dir.script
 
@@ -80,8 +68,8 @@ def render(install: Install, run: Run, experiment: Experiment, run_dir: RunDir, 
 def write_durably(path: Path, text: str, mode: int) -> None:
     """The file is whole and on the disk before its name appears, and readable as `mode` says from the start."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", errors="surrogateescape") as file:  # noqa: PTH123
-        file.write(text)
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:  # noqa: PTH123
+        file.write(text.encode("utf-8", "surrogateescape"))
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

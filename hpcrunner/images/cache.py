@@ -41,7 +41,7 @@ class Images:
                  "site": {name: _plain(getattr(self._site, name)) for name in _ORDERED}}
         for name, text in {**definition.files, "order.json": json.dumps(order, indent=1)}.items():
             part = folder / f".{name}.{os.getpid()}"
-            part.write_text(text)
+            part.write_text(text, encoding="utf-8")
             part.replace(folder / name)
 
     def look(self, digest: str) -> Image:
