@@ -28,7 +28,6 @@ OTHER_VARIABLES = {
     "HPCRUNNER_TAG": "set in job scripts: the job's name",
     "HPCRUNNER_EXPERIMENT": "set in jobs: the experiment's key",
     "HPCRUNNER_RUN_DIR": "set in jobs: the run directory",
-    "HPCRUNNER_GPUS": "set in jobs: their GPUs",
 }
 """Variables with our prefix that are no options."""
 
