@@ -31,11 +31,14 @@ lint: venv ## check style and types
 	@$(VENV)/bin/mypy
 	@! command -v shellcheck >/dev/null || grep -lrE '^#.*bash$$' scripts .ci | xargs shellcheck
 
-services: venv ## get the real services for the tests; as root installs Apptainer (Debian)
+services: venv ## get the real services for the tests; as root installs Apptainer and Slurm (Debian)
 	@PYTHON=$(PY) scripts/prepare-services '$(CACHE)'
 
-soak: services ## run the tests that take minutes
+soak: services ## run the tests that take minutes, and those of Slurm also beside a newer release
 	@$(PY) -m pytest -s -m soak $(PYTEST_ARGS)
+	@if ((EUID != 0)); then echo 'not root: nothing is run beside a newer Slurm'; else \
+		HPCRUNNER_TEST_CACHE='$(CACHE)' HPCRUNNER_REQUIRE='apptainer slurm slurm-plain' \
+		scripts/newer-slurm .venv/bin/python -m pytest $(wildcard tests/test_slurm*.py) $(PYTEST_ARGS); fi
 
 bench-%: venv ## run benchmarks/%.py
 	@$(PY) benchmarks/$*.py

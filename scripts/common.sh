@@ -46,6 +46,15 @@ apt_get() {
         -o DPkg::Lock::Timeout=600 -o Dpkg::Options::=--force-confold "$@" </dev/null 9>&-
 }
 
+# The Debian mirror that this machine uses. It may be a snapshot, whose Release files have expired.
+mirror() {
+    local codename
+    codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    # shellcheck disable=SC2016  # apt expands it
+    apt-get indextargets --format '$(REPO_URI)' \
+        'Created-By: Packages' 'Component: main' "Codename: $codename" | sed -n 1p
+}
+
 # retry COMMAND...: mirrors fail now and then, and `apt-get update` does not wait for its lock.
 retry() {
     local pause

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import services
+import slurmcluster
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -12,6 +13,7 @@ def pytest_configure(config: pytest.Config) -> None:
         services.required()
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
+    config.add_cleanup(slurmcluster.stop_all)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -36,3 +38,13 @@ def apptainer() -> services.Apptainer:
 @pytest.fixture(scope="session")
 def studioml() -> services.StudioML:
     return services.require("studioml")
+
+
+@pytest.fixture(scope="session")
+def slurm() -> slurmcluster.Slurm:
+    return services.require("slurm")
+
+
+@pytest.fixture(scope="session")
+def slurm_plain() -> slurmcluster.Slurm:
+    return services.require("slurm-plain")

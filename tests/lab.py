@@ -20,6 +20,9 @@ TAGS = ("modeldir", "retval", "output", "tb", "_metrics", "_metadata")
 class Lab:
     """Everything below one folder; experiments run in virtual environments unless the site says otherwise."""
 
+    python_version = "{}.{}".format(*sys.version_info)
+    """What experiments ask for."""
+
     def __init__(self, root: Path, **site: Any) -> None:
         self.root = root
         self.queue = root / "queue" / "local_test"
@@ -69,7 +72,7 @@ class Lab:
         return {
             "experiment": {
                 "key": key, "filename": "main.py", "args": list(args), "pythonenv": [],
-                "pythonver": "{}.{}".format(*sys.version_info), "project": None,
+                "pythonver": self.python_version, "project": None,
                 "resources_needed": {"cpus": 1, "gpus": 0}, "status": "waiting", "time_added": time.time(),
                 "time_started": None, "time_finished": None, "info": {}, "git": None, "metric": None,
                 "max_duration": None, "owner": "guest", "artifacts": artifacts, **experiment,
@@ -99,11 +102,20 @@ class Lab:
 
     # -- running --
 
+    def python(self, *arguments: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Arguments for subprocess.Popen that run this lab's Python."""
+        return {"args": [sys.executable, *arguments],
+                "env": {**os.environ, "HPCRUNNER_SITE": str(self.site), **(env or {})}}
+
+    def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """hpcrunner, not waited for: its pid is the one to kill."""
+        return subprocess.Popen(**self.python("-m", "hpcrunner", *arguments, env=env), stdin=subprocess.DEVNULL,
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
     def hpcrunner(self, *arguments: str, check: bool = True, env: Mapping[str, str] | None = None,
                   timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "hpcrunner", *arguments], capture_output=True, text=True, timeout=timeout,
-            env={**os.environ, "HPCRUNNER_SITE": str(self.site), **(env or {})})
+        done = subprocess.run(**self.python("-m", "hpcrunner", *arguments, env=env), capture_output=True, text=True,
+                              timeout=timeout)
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done

@@ -1,7 +1,8 @@
 """The real services that tests use: where they are, and whether a test may go on without them.
 
 `make services` gets them, into HPCRUNNER_TEST_CACHE or ~/.cache/hpcrunner-test; HPCRUNNER_BASE_IMAGE and
-HPCRUNNER_STUDIOML name others. HPCRUNNER_REQUIRE names the services that must be there, so that continuous
+HPCRUNNER_STUDIOML name others. Slurm clusters lie below HPCRUNNER_SLURM_DIR; the first test that needs one starts
+it, and it ends with the session. HPCRUNNER_REQUIRE names the services that must be there, so that continuous
 integration can't pass by skipping.
 """
 
@@ -17,6 +18,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+import slurmcluster
+from slurmcluster import Slurm
 
 SETTINGS = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("HPCRUNNER_")}
 """Taken out of the environment, where they would set options of the command that is tested."""
@@ -74,7 +78,18 @@ def studioml() -> StudioML:
     return client
 
 
-SERVICES: dict[str, Callable[[], object]] = {"apptainer": apptainer, "studioml": studioml}
+def slurm() -> Slurm:
+    """Raises Missing unless a cluster can be started."""
+    return _cluster(accounting=True)
+
+
+def slurm_plain() -> Slurm:
+    """Another cluster, without accounting. Raises Missing unless it can be started."""
+    return _cluster(accounting=False)
+
+
+SERVICES: dict[str, Callable[[], object]] = {
+    "apptainer": apptainer, "studioml": studioml, "slurm": slurm, "slurm-plain": slurm_plain}
 
 
 def required() -> set[str]:
@@ -94,6 +109,23 @@ def require(name: str) -> object:
     if name in required():
         pytest.fail(f"required by HPCRUNNER_REQUIRE: {text}", pytrace=False)
     pytest.skip(text)
+
+
+_clusters: dict[bool, Slurm | Missing] = {}
+"""With and without accounting. A failure to start is kept too: it takes a while, and won't pass."""
+
+
+def _cluster(*, accounting: bool) -> Slurm:
+    if accounting not in _clusters:
+        folder = Path(SETTINGS.get("HPCRUNNER_SLURM_DIR") or "/tmp/hpcrunner-slurm").absolute()
+        try:
+            _clusters[accounting] = slurmcluster.start(folder, accounting=accounting, settings=SETTINGS)
+        except slurmcluster.CannotStart as error:
+            _clusters[accounting] = Missing(str(error))
+    found = _clusters[accounting]
+    if isinstance(found, Missing):
+        raise found
+    return found
 
 
 def _path(variable: str, name: str) -> Path:
