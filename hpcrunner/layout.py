@@ -82,6 +82,16 @@ class StateDir:
         return self.root / "spool"
 
     @property
+    def arrays(self) -> Path:
+        """Scripts of job arrays, and which run directory each element has."""
+        return self.root / "arrays"
+
+    @property
+    def requests(self) -> Path:
+        """What commands want of the hpcrunner that works on this install, one file each."""
+        return self.root / "requests"
+
+    @property
     def dead_letters(self) -> Path:
         return self.root / "dead-letters"
 

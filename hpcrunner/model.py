@@ -46,11 +46,13 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.RECEIVED: frozenset({State.STAGED, State.ENDING}),
     State.STAGED: frozenset({State.READY, State.ENDING}),
     State.READY: frozenset({State.SUBMITTING, State.ENDING}),
-    # Back to ready: the scheduler certainly has no such job.
+    # Back to ready: the scheduler certainly has no such job; or the job was preempted, and another continues in
+    # the same run directory.
     # Back to received: a retry, as a new generation in a new run directory.
     State.SUBMITTING: frozenset({State.SUBMITTED, State.READY, State.ENDING, State.RECEIVED}),
-    State.SUBMITTED: frozenset({State.RUNNING, State.ENDING, State.RECEIVED}),
-    State.RUNNING: frozenset({State.ENDING, State.RECEIVED}),
+    State.SUBMITTED: frozenset({State.RUNNING, State.READY, State.ENDING, State.RECEIVED}),
+    # Back to submitted: the scheduler took it off its node, and has it wait again.
+    State.RUNNING: frozenset({State.SUBMITTED, State.READY, State.ENDING, State.RECEIVED}),
     State.ENDING: frozenset({State.DONE}),
     State.DONE: frozenset(),
 }
@@ -98,8 +100,21 @@ class Run:
     run_dir: str = ""
     image: str = ""
     tag: str = ""
-    """Names the job to the scheduler, unique to one attempt (see `hpcrunner.engine.plan.tag`)."""
+    """Unique to one attempt (see `hpcrunner.engine.submit.tag_of`); what the job signs with when it ends."""
+    job_name: str = ""
+    """What the scheduler calls the job: the tag, or for an element of an array the array's name."""
+    task: int | None = None
+    """Index in the array."""
     job_id: str = ""
+    partition: str = ""
+    submitted_at: float = 0.0
+    """When handing it to the scheduler began."""
+    waiting: str = ""
+    """Why the scheduler keeps it waiting, in the scheduler's word."""
+    avoid: tuple[str, ...] = ()
+    """Nodes that failed under it."""
+    resumes: int = 0
+    """How often it was continued after a preemption, beside what the scheduler itself requeued."""
     gpu_ids: tuple[str, ...] = ()
     exit_code: int | None = None
     started_at: float | None = None
@@ -107,6 +122,8 @@ class Run:
     host: str = ""
     cancelling: str = ""
     """Why the run is being cancelled; empty if it isn't."""
+    cancelled_at: float = 0.0
+    """When the scheduler was last told to cancel it."""
     removing: bool = False
     """It is over, and its run directory is to go."""
     notes: tuple[str, ...] = ()
@@ -124,11 +141,78 @@ class Exit:
     code: int
     """Exit code of the program; 128 + N if signal N ended it."""
     cause: str
-    """`exit`: it ended by itself; `max_duration`, `lifetime`, `walltime`: that limit; `cancelled`: told to stop;
-    `setup`: it never started."""
+    """`exit`: it ended by itself; `max_duration`, `lifetime`, `walltime`, `partition`: that limit; `cancelled`: told
+    to stop; `preempted`: told that it will lose its node; `setup`: it never started; `crashed`: its node failed too
+    often."""
     started_at: float
     finished_at: float
     host: str = ""
+
+
+class Phase(Enum):
+    """How far a scheduler says that a job is."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    ENDED = "ended"
+    GONE = "gone"
+    """Looked for where it must be if it exists, several times, and not there."""
+    UNKNOWN = "unknown"
+    """The scheduler can't tell now; ask again later."""
+
+
+class Ending(str, Enum):
+    """Why a scheduler says that a job ended; the words are Slurm's (squeue(1), JOB STATE CODES)."""
+
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    TIMEOUT = "TIMEOUT"
+    DEADLINE = "DEADLINE"
+    CANCELLED = "CANCELLED"
+    PREEMPTED = "PREEMPTED"
+    NODE_FAIL = "NODE_FAIL"
+    BOOT_FAIL = "BOOT_FAIL"
+    REVOKED = "REVOKED"
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """What a scheduler says of a job."""
+
+    phase: Phase
+    job_id: str = ""
+    """The id that it has; found by name for a submission whose answer was lost, or another one's that runs instead."""
+    job_name: str = ""
+    task: int | None = None
+    reason: str = ""
+    """Why it waits, or how it ended, in the scheduler's words."""
+    ending: Ending | None = None
+    by: str = ""
+    """Who cancelled it, if that is known."""
+    code: int | None = None
+    """Exit code as the scheduler has it, which is not always the program's."""
+    signal: int = 0
+    node: str = ""
+    peak_memory: int = 0
+    """Bytes, by the scheduler's accounting."""
+    seen_at: float = 0.0
+    """When it was first seen to have ended; of one whose id nobody knows, when it was looked for. Unix seconds."""
+
+
+UNKNOWN = JobStatus(Phase.UNKNOWN)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where on a scheduler a job fits."""
+
+    partition: str = ""
+    longest: float | None = None
+    """Seconds that a program may run there; None if nothing is known of a limit."""
+    gpu_type: str = ""
+    note: str = ""
+    """What is not quite as the experiment asked for."""
 
 
 @dataclass(frozen=True)

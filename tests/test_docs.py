@@ -47,7 +47,8 @@ def test_commands_exist_with_their_options(page: str, words: list[str]) -> None:
     words = [word for word in words if word not in ("...",)]
     if "--version" in words:
         return
-    if words[0] in ("submit-from-queue", "status", "logs", "render", "site", "recipe", "completion"):
+    if words[0] in ("submit-from-queue", "status", "logs", "cancel", "resolve", "doctor", "render", "site", "recipe",
+                    "completion"):
         done = subprocess.run([sys.executable, "-m", "hpcrunner", words[0], "--help"], capture_output=True, text=True)
         assert done.returncode == 0
         for option in re.findall(r"(?<!\S)--?[a-z][a-z-]*", " ".join(words[1:])):
@@ -58,13 +59,14 @@ def test_commands_exist_with_their_options(page: str, words: list[str]) -> None:
         pytest.fail(f"{page}: there is no command {words[0]}")
 
 
-def test_yaml_of_the_install_page_is_a_good_site(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "install.md").read_text()
+@pytest.mark.parametrize(("page", "count", "base"), [("install", 3, "laptop"), ("slurm", 4, "slurm")])
+def test_yaml_of_the_pages_is_a_good_site(page: str, count: int, base: str, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text()
     blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 2
+    assert len(blocks) == count
     for number, block in enumerate(blocks):
         site = tmp_path / f"{number}.yaml"
-        extends = "" if "extends" in block else "extends: laptop\n"
+        extends = "" if "extends" in block else f"extends: {base}\n"
         site.write_text(extends + block.replace("...", "0" * 64))
         load(site)
 

@@ -1,4 +1,5 @@
-"""Every recorded message of the real client is refused with the right reason or rendered as recorded.
+"""Every recorded message of the real client is refused with the right reason or rendered as recorded: for jobs of this
+host (`data/golden`) and for Slurm (`data/golden-slurm`).
 
 `UPDATE_GOLDEN=1 pytest tests/test_golden.py` writes the recordings anew; look at the difference before you commit.
 """
@@ -9,74 +10,119 @@ import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hpcrunner.config.load import load
+from hpcrunner.config.site import Site
 from hpcrunner.engine.preview import preview
-from hpcrunner.errors import MessageError
+from hpcrunner.errors import ConfigError, MessageError
+from hpcrunner.model import Place, Request
+from hpcrunner.schedulers.base import Batch, BuildJob, Submission
+from hpcrunner.schedulers.slurm import arrays
+from hpcrunner.schedulers.slurm.client import Client
+from hpcrunner.schedulers.slurm.directives import path as directive_path
+from hpcrunner.schedulers.slurm.scheduler import SlurmScheduler
+from slurmcluster import Slurm
+from slurmlab import SlurmLab
 
 DATA = Path(__file__).parent / "data"
 PAYLOADS = sorted((DATA / "payloads").glob("*.json"))
 REFUSED = {"encrypted": "encrypted", "container_shub_0.0.34": "wants the image shub://.*; this site runs only image files"}
+RENDERED = [path for path in PAYLOADS if path.stem not in REFUSED]
+DIRECT: dict[str, Any] = {}
+SLURM: dict[str, Any] = {"scheduler": "slurm", "slurm": {
+    "account": "main", "qos": "normal",
+    "partitions": {
+        "cpu": {"max_walltime": "1d", "max_cpus": 16, "max_memory": "8000MB"},
+        "gpu": {"max_walltime": "1d", "max_gpus": 4, "preemptible": True, "directives": ["--mail-type=NONE"]},
+    },
+    "gpu_types": {"a100": "40GiB"}, "modules": ["apptainer/1.4"], "build_partition": "cpu", "array_throttle": 9,
+    "directives": ['--comment="it has blanks"'],
+}}
+"""For the partitions, the account and the QOS of the cluster that tests start, so that it can say what it thinks."""
+TEMPLATES = {"golden": DIRECT, "golden-slurm": SLURM}
 
 
-def rendered(payload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    engine = tmp_path / "apptainer"
+def a_site(folder: Path, **options: Any) -> Site:
+    engine = folder / "apptainer"
     engine.write_text("#!/bin/sh\necho apptainer version 1.4.5\n")
     engine.chmod(0o755)
-    site = tmp_path / "site.yaml"
+    site = folder / "site.yaml"
     site.write_text(json.dumps({
         "state_dir": "/srv/hpcrunner", "queues": [{"type": "local", "root": "/srv/queue"}], "store_roots": ["/srv/store"],
         "engine": "apptainer", "engine_path": str(engine), "max_duration": "48h",
-        "base_images": {"any": "docker://example.org/python@sha256:" + "0" * 64},
+        "base_images": {"any": "docker://example.org/python@sha256:" + "0" * 64}, **options,
     }))
+    return load(site).site
+
+
+def rendered(payload: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Mapping[str, Any] = DIRECT
+             ) -> dict[str, str]:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)  # Root gets other options.
-    files = preview(load(site).site, payload.read_bytes()).files
-    return {name: re.sub(r"\b[1-9a-f][0-9a-f]{63}\.sif", "DIGEST.sif", text).replace(str(engine), "/usr/bin/apptainer")
-            for name, text in files.items()}
+    files = preview(a_site(tmp_path, **options), payload).files
+    return {name: re.sub(r"\b[1-9a-f][0-9a-f]{63}\.sif", "DIGEST.sif", text).replace(
+        str(tmp_path / "apptainer"), "/usr/bin/apptainer") for name, text in files.items()}
+
+
+def as_recorded(folder: Path, files: Mapping[str, str]) -> None:
+    if os.environ.get("UPDATE_GOLDEN"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    assert files == {path.name: path.read_text() for path in folder.iterdir()}
 
 
 def test_all_payloads_are_here() -> None:
     assert len(PAYLOADS) == 9
 
 
+@pytest.mark.parametrize("kind", TEMPLATES)
 @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda path: path.stem)
-def test_message(payload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message(payload: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if reason := REFUSED.get(payload.stem):
         with pytest.raises(MessageError, match=reason):
-            rendered(payload, tmp_path, monkeypatch)
+            rendered(payload.read_bytes(), tmp_path, monkeypatch, TEMPLATES[kind])
         return
-    files = rendered(payload, tmp_path, monkeypatch)
-    folder = DATA / "golden" / payload.stem
-    if os.environ.get("UPDATE_GOLDEN"):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (folder / name).write_text(text)
-    recorded = {path.name: path.read_text() for path in folder.iterdir()}
-    assert files == recorded
+    files = rendered(payload.read_bytes(), tmp_path, monkeypatch, TEMPLATES[kind])
+    if kind != "golden":  # How its image is built is the same everywhere.
+        files = {name: files[name] for name in ("job.sh", "env.sh")}
+    as_recorded(DATA / kind / payload.stem, files)
 
 
-@pytest.mark.parametrize("payload", [path for path in PAYLOADS if path.stem not in REFUSED], ids=lambda path: path.stem)
-def test_every_field_that_matters_has_its_effect(payload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", TEMPLATES)
+@pytest.mark.parametrize("payload", RENDERED, ids=lambda path: path.stem)
+def test_every_field_that_matters_has_its_effect(payload: Path, kind: str, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     """Independent of the recordings: what the message asks for is looked up in the rendered files."""
     message = json.loads(payload.read_text())
     experiment, config = message["experiment"], message["config"]
-    files = rendered(payload, tmp_path, monkeypatch)
+    files = rendered(payload.read_bytes(), tmp_path, monkeypatch, TEMPLATES[kind])
     script, env = files["job.sh"], files["env.sh"]
     for name, value in config.get("env", {}).items():
         assert f"export APPTAINERENV_{name}={shlex.quote(value)}\n" in env
     assert f"export APPTAINERENV_STUDIOML_EXPERIMENT={experiment['key']}\n" in env
     command = shlex.split(script[script.index("exec /usr/bin/apptainer"):script.index("\n) &\n")])
-    gpus = experiment["resources_needed"]["gpus"]
+    needed = experiment["resources_needed"]
+    gpus = needed["gpus"]
     assert ("--nv" in command) == bool(gpus)
-    assert f"CUDA_VISIBLE_DEVICES={','.join(map(str, range(gpus))) if gpus else '-1'}\n" in env
+    if kind == "golden-slurm" and gpus:  # Slurm tells which: they reach the program from the job's own environment.
+        assert "VISIBLE_DEVICES" not in env
+        assert "{CUDA,NVIDIA,ROCR,HIP}_VISIBLE_DEVICES" in script
+    else:
+        assert f"CUDA_VISIBLE_DEVICES={','.join(map(str, range(gpus))) if gpus else '-1'}\n" in env
+        assert "{CUDA,NVIDIA,ROCR,HIP}_VISIBLE_DEVICES" not in script
     program = [experiment["filename"], *(shlex.split(word)[0] for word in experiment["args"])] if experiment["filename"] else []
     assert command[len(command) - len(program):] == program
     assert ("exec" if program else "run") in command
-    minutes = {"20m": 1200, "10m": 600}.get(experiment["max_duration"], 48 * 3600)
-    assert f"{{ sleep {minutes}; kill" in script
+    # The partitions of the Slurm site let a job run for a day, the end of the job itself not counted in.
+    seconds = {"20m": 1200, "10m": 600}.get(experiment["max_duration"], 48 * 3600 if kind == "golden" else 86400 - 90)
+    assert f"\nlimit={seconds}\n" in script
     has_image = "_singularity" in experiment["artifacts"]
     assert ("image.def" in files) == (not has_image)
     if not has_image:
@@ -85,3 +131,206 @@ def test_every_field_that_matters_has_its_effect(payload: Path, tmp_path: Path, 
         lines = set(files["requirements.txt"].splitlines())
         assert pinned <= lines
         assert any(line.startswith("studioml==") for line in lines) == (payload.stem == "completion_service")
+    if kind == "golden-slurm":
+        asked = options_of(script)
+        assert asked["cpus-per-task"] == str(needed["cpus"])
+        assert asked["partition"] == ("gpu" if gpus else "cpu")
+        assert asked.get("gres") == (f"gpu:{'a100:' if needed.get('gpuMem') else ''}{gpus}" if gpus else None)
+        assert ("requeue" in asked, "no-requeue" in asked) == (bool(gpus), not gpus)
+        days, _, clock = asked["time"].partition("-")
+        hours, minutes, _ = map(int, clock.split(":"))
+        # Slurm's own limit comes after ours: the end of the job, and that Slurm looks every 30 s only.
+        assert 90 <= (int(days) * 24 * 60 + hours * 60 + minutes) * 60 - seconds < 150
+
+
+# -- what sbatch reads of a script --
+
+
+def directives_of(script: str) -> list[str]:
+    """What sbatch takes for its options: lines before the first command (sbatch(1), DESCRIPTION)."""
+    found = []
+    for line in script.splitlines()[1:]:
+        if line and not line.startswith("#"):
+            break
+        if line.startswith("#SBATCH"):
+            found.append(line.removeprefix("#SBATCH").strip())
+    return found
+
+
+def options_of(script: str) -> dict[str, str]:
+    """The options by name, read as sbatch reads them: in words, as a shell takes quotes."""
+    found = {}
+    for line in directives_of(script):
+        [word] = shlex.split(line, comments=True)
+        name, _, value = word.removeprefix("--").partition("=")
+        assert word.startswith("--"), line
+        assert name not in found, f"{name} is there twice"
+        found[name] = value
+    return found
+
+
+ALWAYS = {"job-name", "partition", "account", "qos", "nodes", "ntasks", "cpus-per-task", "time", "signal", "export", "chdir",
+          "output", "open-mode", "comment"}
+
+
+@pytest.mark.parametrize("payload", RENDERED, ids=lambda path: path.stem)
+def test_options_stand_where_sbatch_looks(payload: Path) -> None:
+    script = (DATA / "golden-slurm" / payload.stem / "job.sh").read_text()
+    assert script.startswith("#!/bin/bash\n#SBATCH --job-name=hr0000000000000\n")
+    assert script.count("#SBATCH") == len(directives_of(script))
+    options = options_of(script)
+    assert ALWAYS <= options.keys()
+    assert options.keys() - ALWAYS <= {"mem", "gres", "requeue", "no-requeue", "mail-type"}
+    assert options["comment"] == "it has blanks"
+    assert options["chdir"] == f"/srv/hpcrunner/runs/{json.loads(payload.read_text())['experiment']['key']}-0.1"
+    assert options["output"] == f"{options['chdir']}/job.log"
+
+
+def a_submission(folder: Path, number: int) -> Submission:
+    run_dir = folder / f"runs/e{number}"
+    return Submission(f"hr{number:013}", run_dir / "job.sh", run_dir, Request(2, 3 * 2**30, 0, 1), 3600.0, Place("gpu"))
+
+
+def array_and_build(folder: Path, monkeypatch: pytest.MonkeyPatch, options: Mapping[str, Any] = SLURM) -> dict[str, str]:
+    """The other scripts that go to sbatch, by name."""
+    site = a_site(folder, **{**options, "state_dir": str(folder)})
+    script = arrays.write(site, site.slurm, Batch("hrarray", tuple(a_submission(folder, number) for number in range(3))))
+    build = folder / "image_dir/builds/digest"
+    build.mkdir(parents=True)
+    monkeypatch.setattr(Client, "submit", lambda self, script: "45")
+    job = BuildJob("hbimage", build, ["/usr/bin/python3", "-m", "it's", str(build)], {"PATH": "/bin:/usr/bin", "A": "$x y"}, 600)
+    assert SlurmScheduler(site).build(job) == "45"
+    files = {"array.sh": script, "array.list": script.with_suffix(".list"), "build.sh": build / "build.sh"}
+    return {name: path.read_text().replace(str(folder), "/srv/hpcrunner") for name, path in files.items()}
+
+
+def test_scripts_of_arrays_and_of_image_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = array_and_build(tmp_path, monkeypatch)
+    as_recorded(DATA / "golden-slurm" / "other", files)
+    array, build = options_of(files["array.sh"]), options_of(files["build.sh"])
+    assert (array["array"], array["job-name"], array["mem"], array["gres"]) == ("0-2%9", "hrarray", "3072M", "gpu:1")
+    assert (build["partition"], build["time"], build["cpus-per-task"], build["mem"]) == ("cpu", "0-00:11:00", "4", "8192M")
+    assert "no-requeue" in build
+    assert shlex.split(files["build.sh"].splitlines()[-1]) == [
+        "exec", "/usr/bin/python3", "-m", "it's", "/srv/hpcrunner/image_dir/builds/digest"]
+
+
+SCRIPTS = sorted({*DATA.glob("golden/*/job.sh"), *DATA.glob("golden-slurm/*/*.sh")} - {*DATA.glob("golden-slurm/*/env.sh")})
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parts[-3]}-{path.parent.name}-{path.stem}")
+def test_scripts_are_good_bash(script: Path) -> None:
+    done = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    if shellcheck := shutil.which("shellcheck"):
+        # SC2209: the word `exit` is meant, not the command. SC2034: not every scheduler's script needs the timer.
+        done = subprocess.run([shellcheck, "--norc", "--shell=bash", "--severity=warning", "--exclude=SC2209,SC2034", script],
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+# -- hostile values --
+
+SEVERAL_LINES = ["a\n#SBATCH --wrap=reboot", "a\r\n#SBATCH --uid=0\n", "a\n\ntouch flag\n", "\u2028#SBATCH --hold",
+                 "\x85#SBATCH --hold", "a\x0b#SBATCH --hold", "\x1b[2J", "\0"]
+ONE_LINE = ["$(touch flag)", "`touch flag`", "a'; touch flag; '", 'a"; touch flag; "', "a#SBATCH --hold", "#SBATCH --hold",
+            "%j %x %%", "\\", "-", "~root", "&& touch flag", "| touch flag", ">flag", "{{ 7 * 7 }}", "{% raw %}", "{#", "x" * 900]
+
+
+def with_value(where: str, value: str) -> bytes:
+    """A message with a value at some place in it."""
+    message = json.loads((DATA / "payloads" / "local.json").read_text())
+    experiment = message["experiment"]
+    if where == "key":
+        experiment["key"] = value
+    elif where == "argument":
+        experiment["args"] = [value]
+    elif where == "script":
+        experiment["filename"] = value
+    else:
+        message["config"]["env"] = {"VALUE": value}
+    return json.dumps(message).encode()
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+@pytest.mark.parametrize("key", SEVERAL_LINES, ids=ascii)
+def test_a_key_of_several_lines_is_refused(key: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MessageError, match="printable"):
+        rendered(with_value("key", key), tmp_path, monkeypatch, TEMPLATES[kind])
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+@pytest.mark.parametrize("where", ["key", "argument", "script", "variable"])
+def test_hostile_values_are_nothing_but_values(where: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = rendered(with_value(where, "plain"), tmp_path, monkeypatch, TEMPLATES[kind])["job.sh"]
+    for value in [*ONE_LINE, *(SEVERAL_LINES[:-1] if where != "key" else ())]:
+        try:
+            files = rendered(with_value(where, value), tmp_path, monkeypatch, TEMPLATES[kind])
+        except MessageError:
+            assert where == "script"  # The name of a script may not hold everything.
+            continue
+        script = files["job.sh"]
+        assert options_of(script).keys() == options_of(plain).keys()
+        changed = {name for name, held in options_of(script).items() if held != options_of(plain)[name]}
+        assert changed == ({"chdir", "output"} if where == "key" and kind == "golden-slurm" else set())
+        for text in files["env.sh"], script:
+            done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+            assert (done.returncode, done.stderr) == (0, ""), value
+
+
+FOLDERS = ["a b", "it's", 'say "x"', "$(touch x)$HOME", "`id`", "100%", "%j%x", "#SBATCH", "a\\b", "a#b", "ä", "&;|<>*?", "{x}"]
+
+
+@pytest.mark.parametrize("name", FOLDERS, ids=ascii)
+def test_odd_folders_are_quoted_for_sbatch_and_for_the_shell(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {**SLURM, "working_dir": str(tmp_path / name).replace("$", "$$")}
+    script = rendered((DATA / "payloads" / "local.json").read_bytes(), tmp_path, monkeypatch, options)["job.sh"]
+    asked = options_of(script)
+    assert asked["chdir"] == f"{tmp_path / name}/exp_local_1-0.1"
+    assert asked["output"] == f"{asked['chdir']}/job.log".replace("%", "%%")  # which has patterns
+    # The shell changes into it.
+    (tmp_path / name / "exp_local_1-0.1").mkdir(parents=True)
+    [line] = [line for line in script.split("\n") if line.startswith("cd ")]
+    done = subprocess.run(["bash", "-c", f"{line}; pwd"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{tmp_path / name}/exp_local_1-0.1\n", "")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\n#SBATCH --hold", "a\tb", "a\x85b"], ids=ascii)
+def test_a_folder_that_cant_stand_in_one_line_is_an_error_for_slurm(name: str, tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {**SLURM, "working_dir": str(tmp_path / name)}
+    with pytest.raises(ConfigError, match="one #SBATCH line"):
+        rendered((DATA / "payloads" / "local.json").read_bytes(), tmp_path, monkeypatch, options)
+
+
+def test_a_folder_of_several_lines_is_no_trouble_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"working_dir": str(tmp_path / "a\ntouch flag\n#")}
+    script = rendered((DATA / "payloads" / "local.json").read_bytes(), tmp_path, monkeypatch, options)["job.sh"]
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 73  # there is no such folder
+    assert not (tmp_path / "flag").exists()
+
+
+# -- what the real sbatch says --
+
+
+@pytest.mark.service("slurm")
+@pytest.mark.parametrize("name", [*FOLDERS, "".join(sorted(set("".join(FOLDERS)) - {"\\"}))], ids=ascii)
+def test_slurm_runs_jobs_in_odd_folders(name: str, slurm: Slurm, tmp_path: Path) -> None:
+    lab = SlurmLab(slurm, engine="none", keep="all")
+    folder = lab.root / name
+    lab.site.write_text(json.dumps({**json.loads(lab.site.read_text()), "working_dir": str(folder).replace("$", "$$")}))
+    lab.submit("e", "print('ran')")
+    run = lab.run_all()["e"]
+    assert run["outcome"] == "succeeded", run
+    assert "ran" in lab.output("e")
+    assert (folder / "e-1.1" / "job.log").exists(), [str(path) for path in lab.root.rglob("job.log")]
+
+
+@pytest.mark.service("slurm")
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.parts[-3] == "golden-slurm"],
+                         ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_sbatch_takes_them(script: Path, slurm: Slurm) -> None:
+    done = slurm.run("sbatch", "--test-only", slurm.share(script), check=False)
+    assert done.returncode == 0, done.stderr
+    assert "to start at" in done.stderr

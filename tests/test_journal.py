@@ -152,13 +152,15 @@ def test_every_field_comes_back_as_it_was_written(journal: Journal) -> None:
         "generation": 2, "attempt": 3, "outcome": Outcome.LOST, "reason": "r\n\0", "not_before": 1.25, "tries": 4,
         "run_dir": "/a b", "image": "i", "tag": "t", "job_id": "7", "gpu_ids": ("a", "b"), "exit_code": -9,
         "started_at": 2.5, "finished_at": 3.5, "host": "h", "cancelling": "c", "removing": True, "notes": ("n", ""),
-        "max_duration": 5.5, "expires_at": 6.5}
+        "max_duration": 5.5, "expires_at": 6.5, "job_name": "hrname", "task": 3, "partition": "gpu", "submitted_at": 7.5,
+        "waiting": "Priority", "avoid": ("n1", "n2"), "resumes": 5, "cancelled_at": 8.5}
     noted = journal.note(run, "said", **changes)
     assert noted == replace(run, **changes, updated_at=noted.updated_at)
     given = {"id", "queue", "key", "state", "request", "received_at", "updated_at"}
     assert {field.name for field in fields(Run)} == given | changes.keys()  # a new field belongs into this test
     assert journal.events(run)[-1][1:] == ("staged", "said")
-    assert journal.note(noted, gpu_ids=(), removing=False, outcome=None).outcome is None
+    changed = journal.note(noted, gpu_ids=(), removing=False, outcome=None, task=None, avoid=())
+    assert (changed.outcome, changed.task, changed.avoid) == (None, None, ())
     assert len(journal.events(run)) == 2  # no text, no event
 
 
@@ -197,6 +199,188 @@ def test_what_is_to_be_removed(journal: Journal) -> None:
     assert journal.to_remove() == [run]
     journal.note(run, removing=False)
     assert journal.to_remove() == []
+
+
+def test_what_is_remembered(path: Path) -> None:
+    with Journal(path) as journal:
+        assert journal.recall("stopped") == ""
+        journal.remember("stopped", "1 2")
+        journal.remember("stopped", "3 \u00e4\n'")
+    with Journal(path, read_only=True) as reader:
+        assert reader.recall("stopped") == "3 \u00e4\n'"
+        with pytest.raises(HpcrunnerError, match="reading only"):
+            reader.remember("stopped", "")
+
+
+# -- many changes at once --
+
+
+def test_what_is_written_together_is_there_together(journal: Journal, path: Path) -> None:
+    runs = [receive(journal, key) for key in "abc"]
+    commits: list[str] = []
+    journal._db.set_trace_callback(lambda statement: commits.append(statement) if statement == "COMMIT" else None)
+    with journal.together():
+        moved = [journal.move(run, State.STAGED, "together") for run in runs]
+        journal.note(moved[0], "again", reason="seen inside")
+        journal.remember("name", "value")
+        assert [run.state for run in journal.runs()] == [State.STAGED] * 3
+        with Journal(path, read_only=True) as reader:  # and not outside
+            assert [run.state for run in reader.runs()] == [State.RECEIVED] * 3
+    assert commits == ["COMMIT"]
+    with Journal(path, read_only=True) as reader:
+        assert [run.reason for run in reader.runs([State.STAGED])] == ["seen inside", "", ""]
+        assert reader.recall("name") == "value"
+    # After that everything is a step of its own again.
+    journal.move(journal.current(runs[1]), State.READY)
+    journal.note(journal.current(runs[1]), reason="alone")
+    assert commits == ["COMMIT"] * 3
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), KeyboardInterrupt()])
+def test_what_fails_together_is_not_there_at_all(journal: Journal, error: BaseException) -> None:
+    first, second = receive(journal, "a"), receive(journal, "b")
+    with pytest.raises(type(error)), journal.together():
+        journal.move(first, State.STAGED, "lost")
+        journal.remember("name", "lost")
+        raise error
+    with pytest.raises(HpcrunnerError, match="no longer"), journal.together():
+        journal.move(first, State.STAGED, "lost")
+        journal.note(replace(second, generation=7), "stale")
+    assert journal.runs() == [first, second]
+    assert journal.recall("name") == ""
+    assert [len(journal.events(run)) for run in (first, second)] == [1, 1]
+    # Nothing of it hangs on.
+    with journal.together():
+        journal.move(first, State.STAGED)
+    assert journal.move(second, State.STAGED).state is State.STAGED
+
+
+def test_killed_in_the_midst_of_writing_together(path: Path) -> None:
+    child = python("""
+        import os, signal, sys
+        from pathlib import Path
+        from hpcrunner.journal.store import Journal
+        from hpcrunner.model import State
+        with Journal(Path(sys.argv[1])) as journal:
+            runs = [journal.receive("q", bytes([number]), key="k") for number in range(50)]
+            with journal.together():
+                for run in runs[:-1]:
+                    journal.move(run, State.STAGED, "together")
+                os.kill(os.getpid(), signal.SIGKILL)
+    """, path)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    with Journal(path) as journal:
+        assert [run.state for run in journal.runs()] == [State.RECEIVED] * 50
+
+
+def test_only_the_holder_of_the_lease_writes_together(path: Path) -> None:
+    with Journal(path) as old:
+        run = receive(old)
+        with (Journal(path, read_only=True) as reader, pytest.raises(HpcrunnerError, match="reading only"),
+              reader.together()):
+            pass
+        _be_elsewhere(path, beat_at=0.0)
+        with Journal(path) as new:
+            with pytest.raises(BusyError, match="took over"), old.together():
+                old.move(run, State.STAGED)
+            assert new.runs() == [run]
+
+
+# -- an older journal --
+
+OLD = Path(__file__).parent / "data" / "journal-1.sql"
+NEW_FIELDS = ("job_name", "task", "partition", "submitted_at", "waiting", "avoid", "resumes", "cancelled_at")
+
+
+@pytest.fixture
+def old(path: Path) -> Path:
+    """A journal as it was written by version 1."""
+    path.parent.mkdir()
+    db = sqlite3.connect(path)
+    db.executescript(OLD.read_text())
+    db.close()
+    path.chmod(0o600)
+    return path
+
+
+def dump(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Everything in a database, but for who works on it."""
+    db = sqlite3.connect(path)
+    db.row_factory = sqlite3.Row
+    names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name != 'lease'")]
+    found = {name: [dict(row) for row in db.execute(f"SELECT * FROM {name} ORDER BY 1")] for name in names}
+    db.close()
+    return found
+
+
+def test_an_older_journal_is_upgraded_without_loss(old: Path) -> None:
+    before = dump(old)
+    assert len(before["runs"]) == 9
+    with Journal(old) as journal:
+        assert journal.install_id == "0123456789abcdef"
+        runs = {run.key: run for state in State for run in journal.runs([state])}
+        assert journal.queues_gone() == {"local_test": None, "local_old": 5.0}
+        assert journal.message(runs["?"]) == b"\xff\0junk"
+        assert journal.receive("local_test", journal.message(runs["received"]), key="received") is None
+    after = dump(old)
+    for table, rows in before.items():
+        kept = [{name: row[name] for name in rows[0]} for row in after[table]]
+        assert kept == rows, table
+    # A job of the direct scheduler is still found by its tag, and its submission counts from when it was noted.
+    assert (runs["running"].job_name, runs["running"].job_id) == (runs["running"].tag, "704@host") == ("hraaaa000000004", "704@host")
+    assert runs["submitting"].submitted_at == runs["submitting"].updated_at
+    for run in runs.values():
+        assert (run.task, run.partition, run.waiting, run.avoid, run.resumes, run.cancelled_at) == (None, "", "", (), 0, 0.0)
+    assert runs["received"].request == Request(2, 3 * 2**30, 4, 1, 5)
+    assert runs["received"].notes == ("a note", "it's")
+
+
+def test_an_upgraded_journal_is_like_a_new_one(old: Path, tmp_path: Path) -> None:
+    with Journal(old) as journal:
+        run = journal.move(journal.find("running")[0], State.SUBMITTED, task=3, avoid=("n1",), waiting="Priority")
+        assert (run.task, run.avoid, run.waiting) == (3, ("n1",), "Priority")
+    with Journal(tmp_path / "new"):
+        pass
+
+    def columns(path: Path) -> list[tuple[Any, ...]]:
+        db = sqlite3.connect(path)
+        found = [tuple(row[1:]) for row in db.execute("PRAGMA table_info(runs)")]
+        assert db.execute("PRAGMA user_version").fetchone()[0] == database.VERSION
+        db.close()
+        return found
+
+    assert columns(old) == columns(tmp_path / "new")
+    with Journal(old) as journal, Journal(old, read_only=True) as reader:
+        assert reader.runs() == journal.runs()
+
+
+def test_whoever_only_looks_is_told_to_upgrade(old: Path) -> None:
+    before = old.read_bytes()
+    with pytest.raises(HpcrunnerError, match=r"older hpcrunner; `hpcrunner submit-from-queue` upgrades it"):
+        Journal(old, read_only=True)
+    assert old.read_bytes() == before
+
+
+def test_an_upgrade_happens_whole_or_not_at_all(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = dump(old)
+    statements = database._UPGRADES[1]
+    monkeypatch.setitem(database._UPGRADES, 1, (*statements, "UPDATE runs SET nonsense = 1"))
+    with pytest.raises(sqlite3.OperationalError, match="nonsense"):
+        Journal(old)
+    assert dump(old) == before
+    monkeypatch.undo()
+    with Journal(old) as journal:
+        assert len(journal.runs()) == 7
+
+
+def test_an_upgrade_waits_for_nobody_twice(old: Path) -> None:
+    """Two that open it at once: the second finds it upgraded."""
+    first, second = database.connect(old), database._open(f"{old.as_uri()}?mode=rw", old)
+    database._upgrade(second, old)  # as if it had looked at the version before the first one upgraded
+    assert second.execute("SELECT count(*) FROM runs").fetchone()[0] == 9
+    first.close()
+    second.close()
 
 
 # -- reading only --

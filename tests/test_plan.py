@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hpcrunner.engine.plan import (
+from hpcrunner.engine.actions import (
     Action,
     Adopt,
     Build,
@@ -18,46 +18,66 @@ from hpcrunner.engine.plan import (
     Observations,
     Policy,
     Ready,
+    Resume,
     Retry,
     Return,
     Running,
-    Seen,
     Stage,
     Submit,
     SubmitAgain,
-    backoff,
-    plan,
-    waiting_for,
+    Waiting,
 )
+from hpcrunner.engine.outcomes import EXPIRED
+from hpcrunner.engine.plan import backoff, plan, waiting_for
 from hpcrunner.model import (
     ACTIVE,
     TRANSITIONS,
+    UNKNOWN,
     WITH_SCHEDULER,
     Capacity,
+    Ending,
     Exit,
     Gpu,
     Image,
     ImageState,
+    JobStatus,
     Outcome,
+    Phase,
+    Place,
     Request,
     Run,
     State,
 )
 
 NOW = 1_000_000.0
-POLICY = Policy(max_duration=3600, retries=2, queue_gone_grace=60, settles=30)
+POLICY = Policy(max_duration=3600, retries=2, queue_gone_grace=60, settles=30, exit_grace=60, kill_grace=10)
 GIB = 2**30
+PENDING, RUNNING, GONE = JobStatus(Phase.PENDING, "7"), JobStatus(Phase.RUNNING, "7", node="n1"), JobStatus(Phase.GONE)
 
 MOVES = {
-    Stage: State.STAGED, Define: None, Build: None, Ready: State.READY, Submit: State.SUBMITTING, Adopt: State.SUBMITTED,
-    SubmitAgain: State.READY, Running: State.RUNNING, Cancel: None, Retry: State.RECEIVED, End: State.ENDING,
+    Stage: State.STAGED, Define: None, Build: None, Ready: State.READY, Submit: State.SUBMITTING,
+    SubmitAgain: State.READY, Cancel: None, Retry: State.RECEIVED, Resume: State.READY, End: State.ENDING,
     Return: State.DONE,
 }
 """To what state each action brings its run, as the tick does it; None: it stays."""
 
 
+def move_of(action: Action) -> State | None:
+    """The same for all actions, those too that depend on where the run is."""
+    state = action.run.state
+    if isinstance(action, Adopt):
+        return State.SUBMITTED if state is State.SUBMITTING else None
+    if isinstance(action, Running):
+        return None if state is State.RUNNING else State.RUNNING
+    if isinstance(action, Waiting):
+        return State.SUBMITTED if state is State.RUNNING else None
+    return MOVES[type(action)]
+
+
 def a_run(state: State, number: int = 1, **fields: Any) -> Run:
-    fields = {"queue": "q", "key": f"key{number}", "updated_at": NOW - 1000, "received_at": NOW - 2000, **fields}
+    fields = {"queue": "q", "key": f"key{number}", "updated_at": NOW - 1000, "received_at": NOW - 2000,
+              "submitted_at": NOW - 1000, "job_id": "7" if state in (State.SUBMITTED, State.RUNNING) else "",
+              "host": "n1" if state is State.RUNNING else "", **fields}
     return Run(id=number, state=state, **fields)
 
 
@@ -82,29 +102,58 @@ def end_of(run: Run, seen: Observations, policy: Policy = POLICY) -> End:
 
 DIGEST = "d" * 64
 IMAGES: tuple[dict[str, Image], ...] = ({}, *({DIGEST: Image(state, "why", NOW)} for state in ImageState))
-CAUSES = ("exit", "max_duration", "walltime", "lifetime", "cancelled", "setup")
+CAUSES = ("exit", "max_duration", "walltime", "partition", "lifetime", "cancelled", "preempted", "setup", "crashed")
+JOBS: tuple[JobStatus | None, ...] = (
+    None, UNKNOWN, PENDING, RUNNING, GONE, JobStatus(Phase.PENDING, "8", reason="Priority"),
+    JobStatus(Phase.RUNNING, "8", node="n2"),
+    *(JobStatus(Phase.ENDED, "7", reason=ending.value, ending=ending, code=1, seen_at=NOW - 61) for ending in Ending),
+    JobStatus(Phase.ENDED, "8", reason="FAILED", ending=Ending.FAILED, seen_at=NOW))
 
 
 @pytest.mark.parametrize("state", sorted(ACTIVE))
 def test_whatever_is_seen_the_move_is_legal(state: State) -> None:
     seen_kinds = set()
-    for image, job, ended, found, gone, refused, cancelling, generation, has_digest in product(
-            IMAGES, (None, *Seen), (None, *((code, cause) for code in (0, 143) for cause in CAUSES)), (False, True),
-            (None, NOW - 61), (False, True), ("", "by hand"), (1, 3), (False, True)):
-        run = a_run(state, image=DIGEST if has_digest else "", cancelling=cancelling, generation=generation)
+    with_scheduler = state in WITH_SCHEDULER
+    for image, job, ended, place, gone, cancelling, generation, expires, begun, has_digest in product(
+            IMAGES if not with_scheduler else IMAGES[:1], JOBS,
+            (None, *((code, cause) for code in (0, 137, 143) for cause in CAUSES)) if with_scheduler else (None, (1, "exit")),
+            (Place(), Place("cpu", 60), "too big") if not with_scheduler else (Place(),), (None, NOW - 61),
+            ("", "by hand", EXPIRED), (1, 3), (None, NOW - 1), (False, True), (False, True)):
+        run = a_run(state, image=DIGEST if has_digest else "", cancelling=cancelling, generation=generation,
+                    expires_at=expires, cancelled_at=NOW - 100 if cancelling else 0.0)
         seen = Observations(
-            jobs={} if job is None else {1: job}, exits={1: an_exit(*ended)} if ended else {},
-            found={1: "job7"} if found else {}, images=image, refusals={1: "too big"} if refused else {},
+            jobs={} if job is None else {1: job}, exits={1: an_exit(*ended)} if ended else {}, images=image,
+            begun=frozenset({1} if begun else ()), places={1: place},
             capacity=Capacity(1, GIB, GIB), queues_gone={} if gone is None else {"q": gone})
         action = only(run, seen)
         if action is None:
             continue
         seen_kinds.add(type(action))
-        to = MOVES[type(action)]
+        to = move_of(action)
         assert to is None or to in TRANSITIONS[state], (action, seen)
-        if isinstance(action, (End, Retry)):
+        if isinstance(action, (End, Retry, Resume, Cancel)):
             assert action.reason, (action, seen)
+        if isinstance(action, (Retry, Resume)):
+            assert not cancelling, "nobody wants it any more"
+        # A job that could not be set up says so itself, and has ended by that.
+        if isinstance(action, (Retry, Resume, SubmitAgain)) and not (ended and ended[1] == "setup"):
+            assert job is not None
+            assert job.phase in (Phase.ENDED, Phase.GONE), "a second job beside it"
     assert seen_kinds  # no state is a dead end
+
+
+@pytest.mark.parametrize("state", [State.SUBMITTED, State.RUNNING, State.SUBMITTING])
+@pytest.mark.parametrize("ended", [None, *((code, cause) for code in (0, 1, 137, 143) for cause in CAUSES)])
+@pytest.mark.parametrize("cancelling", ["", "by hand"])
+def test_once_all_is_told_something_is_done(state: State, ended: tuple[int, str] | None, cancelling: str) -> None:
+    """A job that is over never leaves its run waiting, once every patience is over."""
+    run = a_run(state, cancelling=cancelling, job_id="7", submitted_at=NOW - 9999)
+    for job in (GONE, *(JobStatus(Phase.ENDED, "7", ending=ending, seen_at=NOW - 9999) for ending in Ending)):
+        seen = Observations(jobs={1: job}, exits={1: an_exit(*ended)} if ended else {})
+        action = only(run, seen)
+        if state is State.SUBMITTING and job is not GONE and not ended:
+            continue  # Only a job that it does not know yet is possible: it is adopted first.
+        assert isinstance(action, (End, Retry, Resume, SubmitAgain)), (job, action)
 
 
 def test_an_end_of_every_state_is_a_legal_move() -> None:
@@ -115,8 +164,9 @@ def test_an_end_of_every_state_is_a_legal_move() -> None:
 
 @pytest.mark.parametrize(("fields", "seen", "wanted"), [
     ({"state": State.RECEIVED}, {}, Stage),
-    ({"state": State.RECEIVED}, {"refusals": {1: "asks for 9 cores"}}, End),
-    ({"state": State.RECEIVED}, {"refusals": {2: "another run"}}, Stage),
+    ({"state": State.RECEIVED}, {"places": {1: "asks for 9 cores"}}, End),
+    ({"state": State.RECEIVED}, {"places": {2: "another run"}}, Stage),
+    ({"state": State.RECEIVED}, {"places": {1: Place("cpu")}}, Stage),
     ({"state": State.STAGED}, {}, Define),
     ({"state": State.STAGED, "image": DIGEST}, {}, Build),
     ({"state": State.STAGED, "image": DIGEST}, {"images": {DIGEST: Image(ImageState.MISSING)}}, Build),
@@ -124,32 +174,46 @@ def test_an_end_of_every_state_is_a_legal_move() -> None:
     ({"state": State.STAGED, "image": DIGEST}, {"images": {DIGEST: Image(ImageState.BUILT)}}, Ready),
     ({"state": State.STAGED, "image": DIGEST}, {"images": {DIGEST: Image(ImageState.FAILED, "x", NOW)}}, End),
     ({"state": State.READY}, {}, Submit),
+    ({"state": State.READY}, {"places": {1: "the site has changed"}}, End),
     ({"state": State.READY}, {"capacity": Capacity(1, 0, 0)}, Submit),
     ({"state": State.READY}, {"capacity": Capacity(0, 0, 0)}, None),
     ({"state": State.SUBMITTING}, {}, None),
-    ({"state": State.SUBMITTING}, {"found": {1: "7@host"}}, Adopt),
-    ({"state": State.SUBMITTING}, {"jobs": {1: Seen.UNKNOWN}}, None),
-    ({"state": State.SUBMITTING}, {"jobs": {1: Seen.GONE}}, SubmitAgain),
-    ({"state": State.SUBMITTING, "updated_at": NOW - 29}, {"jobs": {1: Seen.GONE}}, None),
-    ({"state": State.SUBMITTING, "updated_at": NOW - 30}, {"jobs": {1: Seen.GONE}}, SubmitAgain),
+    ({"state": State.SUBMITTING}, {"jobs": {1: PENDING}}, Adopt),
+    ({"state": State.SUBMITTING}, {"jobs": {1: RUNNING}}, Adopt),
+    ({"state": State.SUBMITTING}, {"jobs": {1: JobStatus(Phase.ENDED, "7", ending=Ending.FAILED)}}, Adopt),
+    ({"state": State.SUBMITTING}, {"jobs": {1: UNKNOWN}}, None),
+    ({"state": State.SUBMITTING}, {"jobs": {1: GONE}}, SubmitAgain),
+    ({"state": State.SUBMITTING, "submitted_at": NOW - 29}, {"jobs": {1: GONE}}, None),
+    ({"state": State.SUBMITTING, "submitted_at": NOW - 30}, {"jobs": {1: GONE}}, SubmitAgain),
+    ({"state": State.SUBMITTING, "updated_at": NOW}, {"jobs": {1: GONE}}, SubmitAgain),
     ({"state": State.SUBMITTING}, {"exits": {1: an_exit()}}, End),
-    ({"state": State.SUBMITTING}, {"exits": {1: an_exit(143, "cancelled")}}, Retry),
+    ({"state": State.SUBMITTING}, {"exits": {1: an_exit(143, "cancelled")}}, None),
+    ({"state": State.SUBMITTING}, {"exits": {1: an_exit(143, "cancelled")}, "jobs": {1: GONE}}, Retry),
+    ({"state": State.SUBMITTING}, {"exits": {1: an_exit(137)}, "jobs": {1: GONE}}, End),
+    # Another one may have left it, and the job of this submission may still appear.
+    ({"state": State.SUBMITTING, "submitted_at": NOW - 29}, {"exits": {1: an_exit(143, "preempted")}, "jobs": {1: GONE}}, None),
     ({"state": State.SUBMITTED}, {}, None),
-    ({"state": State.SUBMITTED}, {"jobs": {1: Seen.PENDING}}, None),
-    ({"state": State.SUBMITTED}, {"jobs": {1: Seen.UNKNOWN}}, None),
-    ({"state": State.SUBMITTED}, {"jobs": {1: Seen.RUNNING}}, Running),
-    ({"state": State.SUBMITTED}, {"jobs": {1: Seen.GONE}}, Retry),
-    ({"state": State.SUBMITTED}, {"jobs": {1: Seen.GONE}, "exits": {1: an_exit()}}, End),
-    ({"state": State.SUBMITTED}, {"jobs": {1: Seen.RUNNING}, "exits": {1: an_exit()}}, End),
+    ({"state": State.SUBMITTED}, {"jobs": {1: PENDING}}, None),
+    ({"state": State.SUBMITTED}, {"jobs": {1: replace(PENDING, reason="Priority")}}, Waiting),
+    ({"state": State.SUBMITTED, "waiting": "Priority"}, {"jobs": {1: replace(PENDING, reason="Priority")}}, None),
+    ({"state": State.SUBMITTED, "waiting": "Priority"}, {"jobs": {1: replace(PENDING, reason="Resources")}}, Waiting),
+    ({"state": State.SUBMITTED}, {"jobs": {1: UNKNOWN}}, None),
+    ({"state": State.SUBMITTED}, {"jobs": {1: RUNNING}}, Running),
+    ({"state": State.SUBMITTED}, {"jobs": {1: GONE}}, Retry),
+    ({"state": State.SUBMITTED}, {"jobs": {1: GONE}, "exits": {1: an_exit()}}, End),
+    ({"state": State.SUBMITTED}, {"jobs": {1: RUNNING}, "exits": {1: an_exit()}}, End),
     ({"state": State.RUNNING}, {}, None),
-    ({"state": State.RUNNING}, {"jobs": {1: Seen.RUNNING}}, None),
-    ({"state": State.RUNNING}, {"jobs": {1: Seen.PENDING}}, None),
-    ({"state": State.RUNNING}, {"jobs": {1: Seen.UNKNOWN}}, None),
-    ({"state": State.RUNNING}, {"jobs": {1: Seen.GONE}}, Retry),
+    ({"state": State.RUNNING}, {"jobs": {1: RUNNING}}, None),
+    ({"state": State.RUNNING}, {"jobs": {1: replace(RUNNING, node="n2")}}, Running),
+    ({"state": State.RUNNING}, {"jobs": {1: replace(RUNNING, node="")}}, None),
+    ({"state": State.RUNNING}, {"jobs": {1: PENDING}}, Waiting),
+    ({"state": State.RUNNING}, {"jobs": {1: UNKNOWN}}, None),
+    ({"state": State.RUNNING}, {"jobs": {1: GONE}}, Retry),
     ({"state": State.RUNNING}, {"exits": {1: an_exit(1)}}, End),
-    ({"state": State.RUNNING}, {"exits": {1: an_exit(143, "cancelled")}}, Retry),
+    ({"state": State.RUNNING}, {"exits": {1: an_exit(143, "cancelled")}}, None),
+    ({"state": State.RUNNING}, {"exits": {1: an_exit(143, "cancelled")}, "jobs": {1: GONE}}, Retry),
     ({"state": State.ENDING}, {}, Return),
-    ({"state": State.ENDING}, {"jobs": {1: Seen.GONE}, "queues_gone": {"q": 0.0}}, Return),
+    ({"state": State.ENDING}, {"jobs": {1: GONE}, "queues_gone": {"q": 0.0}}, Return),
 ])
 def test_next_action(fields: dict[str, Any], seen: dict[str, Any], wanted: type[Action] | None) -> None:
     run = a_run(**fields)
@@ -160,14 +224,26 @@ def test_next_action(fields: dict[str, Any], seen: dict[str, Any], wanted: type[
 
 @pytest.mark.parametrize("state", sorted(ACTIVE))
 def test_a_run_that_is_held_back_is_left_alone(state: State) -> None:
-    seen = Observations(jobs={1: Seen.GONE}, exits={1: an_exit()}, queues_gone={"q": 0.0})
+    seen = Observations(jobs={1: GONE}, exits={1: an_exit()}, queues_gone={"q": 0.0})
     held = a_run(state, not_before=NOW + 1, expires_at=NOW - 1)
     assert only(held, seen) is None
     assert only(held, seen, now=NOW + 1) is not None
 
 
-def test_adopt_takes_the_id_that_was_found() -> None:
-    assert only(a_run(State.SUBMITTING), Observations(found={1: "7@host"})) == Adopt(a_run(State.SUBMITTING), "7@host")
+def test_adopt_takes_the_job_that_was_found() -> None:
+    found = JobStatus(Phase.RUNNING, "45_3", "hrname", 3)
+    assert only(a_run(State.SUBMITTING), Observations(jobs={1: found})) == Adopt(a_run(State.SUBMITTING), found)
+
+
+@pytest.mark.parametrize("job", [replace(RUNNING, job_id="8", job_name="hrother"),
+                                 JobStatus(Phase.ENDED, "8", ending=Ending.NODE_FAIL, seen_at=NOW - 99)])
+@pytest.mark.parametrize("state", [State.SUBMITTED, State.RUNNING])
+def test_the_job_that_claimed_the_run_directory_is_the_one(state: State, job: JobStatus) -> None:
+    """A submission whose answer was lost made one job, the next try another, and only one of them runs. Whatever became
+    of it, its end is not taken for the end of the job that left the run directory alone."""
+    assert only(a_run(state), Observations(jobs={1: job})) == Adopt(a_run(state), job)
+    # An exit file is the owner's: it counts whoever that was.
+    assert isinstance(only(a_run(state), Observations(jobs={1: job}, exits={1: an_exit()})), End)
 
 
 def test_backoff_grows_and_then_stays() -> None:
@@ -184,6 +260,9 @@ def test_backoff_grows_and_then_stays() -> None:
     ({"state": State.STAGED, "image": DIGEST}, {DIGEST: Image(ImageState.BUILT)}, ""),
     ({"state": State.READY}, {}, "cores"),
     ({"state": State.RUNNING}, {}, ""),
+    ({"state": State.SUBMITTED}, {}, ""),
+    ({"state": State.SUBMITTED, "waiting": "QOSMaxJobsPerUserLimit"}, {}, "scheduler: QOSMaxJobsPerUserLimit"),
+    ({"state": State.RUNNING, "waiting": "Priority"}, {}, ""),
 ])
 def test_waiting_for(fields: dict[str, Any], images: dict[str, Image], wanted: str) -> None:
     said = waiting_for(a_run(**fields), Observations(images=images))
@@ -268,7 +347,7 @@ def test_a_card_that_a_job_holds_stays_its_own() -> None:
 
 def test_runs_of_one_experiment_take_turns() -> None:
     first, second = a_run(State.RUNNING, 1, key="same"), a_run(State.RECEIVED, 2, key="same")
-    assert plan([first, second], Observations(jobs={1: Seen.RUNNING}), POLICY, NOW) == []
+    assert plan([first, second], Observations(jobs={1: RUNNING}), POLICY, NOW) == []
     assert plan([replace(first, state=State.ENDING), second], Observations(), POLICY, NOW) == [
         Return(replace(first, state=State.ENDING))]
     assert plan([second], Observations(), POLICY, NOW) == [Stage(second)]
@@ -333,6 +412,26 @@ def test_the_shortest_limit_counts(max_duration: float | None, lifetime: float |
     assert (action.limit, action.limit_name) == wanted
 
 
+@pytest.mark.parametrize(("longest", "wanted"), [
+    (None, (600, "max_duration")),
+    (599, (599, "partition")),
+    (600, (600, "max_duration")),  # it asked for no more
+    (86400, (600, "max_duration")),
+])
+def test_a_partition_has_a_limit_of_its_own(longest: float | None, wanted: tuple[float, str]) -> None:
+    place = Place("cpu", longest, "a100", "a note")
+    action = only(a_run(State.READY, max_duration=600), Observations(places={1: place}))
+    assert isinstance(action, Submit)
+    assert (action.limit, action.limit_name, action.place) == (*wanted, place)
+
+
+def test_the_job_says_which_partition_stopped_it() -> None:
+    ended = end_of(a_run(State.RUNNING, partition="debug"), Observations(exits={1: an_exit(143, "partition")}))
+    assert ended.outcome is Outcome.FAILED
+    assert "partition debug" in ended.reason
+    assert "max_walltime" in ended.reason
+
+
 # -- ends --
 
 
@@ -341,6 +440,8 @@ def test_the_shortest_limit_counts(max_duration: float | None, lifetime: float |
     (1, "exit", Outcome.FAILED, "exit code 1"),
     (143, "exit", Outcome.FAILED, "SIGTERM"),
     (137, "exit", Outcome.FAILED, "SIGKILL"),
+    (143, "partition", Outcome.FAILED, "partition"),
+    (73, "crashed", Outcome.LOST, "node was lost 3 times"),
     (128 + 99, "exit", Outcome.FAILED, "exit code 227"),
     (143, "max_duration", Outcome.FAILED, "max_duration"),
     (0, "max_duration", Outcome.FAILED, "max_duration"),
@@ -350,7 +451,7 @@ def test_the_shortest_limit_counts(max_duration: float | None, lifetime: float |
 @pytest.mark.parametrize("state", [State.SUBMITTING, State.SUBMITTED, State.RUNNING])
 def test_how_a_job_ended(state: State, code: int, cause: str, outcome: Outcome, says: str) -> None:
     ended = an_exit(code, cause)
-    action = end_of(a_run(state), Observations(exits={1: ended}, jobs={1: Seen.GONE}))
+    action = end_of(a_run(state), Observations(exits={1: ended}, jobs={1: GONE}))
     assert action.outcome is outcome
     assert says in action.reason
     assert action.exit is ended
@@ -364,7 +465,11 @@ def test_a_container_that_did_not_start_is_told_from_a_program_that_failed() -> 
 
 
 @pytest.mark.parametrize("seen", [
-    Observations(jobs={1: Seen.GONE}), Observations(exits={1: an_exit(143, "cancelled")})])
+    Observations(jobs={1: GONE}),
+    Observations(exits={1: an_exit(143, "cancelled")}, jobs={1: GONE}),
+    Observations(exits={1: an_exit(73, "setup")}),
+    Observations(jobs={1: JobStatus(Phase.ENDED, "7", ending=Ending.NODE_FAIL, node="n1", seen_at=NOW - 60)}),
+])
 def test_infrastructure_failures_are_retried_with_a_cap(seen: Observations) -> None:
     for generation in (1, 2):
         action = only(a_run(State.RUNNING, generation=generation), seen)
@@ -381,7 +486,7 @@ def test_the_programs_own_failures_are_not_retried() -> None:
 
 
 def test_too_big_for_the_site_is_rejected() -> None:
-    action = end_of(a_run(State.RECEIVED), Observations(refusals={1: "asks for 9 cores"}))
+    action = end_of(a_run(State.RECEIVED), Observations(places={1: "asks for 9 cores"}))
     assert (action.outcome, action.reason) == (Outcome.REJECTED, "asks for 9 cores")
 
 
@@ -395,15 +500,33 @@ def test_a_lifetime_can_end_before_the_start(state: State) -> None:
     assert [action.run for action in plan([first, late], Observations(), POLICY, NOW)] == [late]
 
 
+@pytest.mark.parametrize("job", [UNKNOWN, RUNNING])
 @pytest.mark.parametrize("state", sorted(WITH_SCHEDULER))
-def test_a_job_with_the_scheduler_is_not_expired_by_the_plan(state: State) -> None:
-    """Its own time limit ends it."""
-    assert only(a_run(state, expires_at=NOW - 1), Observations(jobs={1: Seen.UNKNOWN})) is None
+def test_a_job_that_may_run_is_not_expired_by_the_plan(state: State, job: JobStatus) -> None:
+    """It looks at the clock itself."""
+    run = a_run(state, expires_at=NOW - 1, host="n1")
+    assert not isinstance(only(run, Observations(jobs={1: job})), (Cancel, End))
+
+
+@pytest.mark.parametrize("state", [State.SUBMITTED, State.RUNNING])
+def test_a_job_that_waits_beyond_its_lifetime_is_cancelled_and_expired(state: State) -> None:
+    waits = Observations(jobs={1: PENDING})
+    assert not isinstance(only(a_run(state, expires_at=NOW + 1), waits), Cancel)
+    action = only(a_run(state, expires_at=NOW), waits)
+    assert action == Cancel(a_run(state, expires_at=NOW), EXPIRED)
+    told = a_run(state, expires_at=NOW, cancelling=EXPIRED, cancelled_at=NOW)
+    assert only(told, waits) is None
+    for seen in (Observations(jobs={1: GONE}),
+                 Observations(jobs={1: JobStatus(Phase.ENDED, "7", ending=Ending.CANCELLED, seen_at=NOW)}),  # it never had a node
+                 Observations(jobs={1: PENDING}, exits={1: an_exit(143, "preempted")}),
+                 Observations(exits={1: an_exit(143, "cancelled")})):
+        action = end_of(told, seen)
+        assert (action.outcome, action.reason) == (Outcome.EXPIRED, EXPIRED)
 
 
 @pytest.mark.parametrize("state", [State.RECEIVED, State.STAGED, State.READY, State.SUBMITTED, State.RUNNING])
 def test_a_deleted_queue_cancels_after_the_grace(state: State) -> None:
-    job = {1: Seen.PENDING if state is State.SUBMITTED else Seen.RUNNING}
+    job = {1: PENDING if state is State.SUBMITTED else RUNNING}
     early = only(a_run(state), Observations(jobs=job, queues_gone={"q": NOW - 59}))
     assert not isinstance(early, (End, Cancel))
     assert only(a_run(state), Observations(jobs=job, queues_gone={"other": 0.0})) == only(a_run(state),
@@ -415,17 +538,48 @@ def test_a_deleted_queue_cancels_after_the_grace(state: State) -> None:
         assert action.outcome is Outcome.CANCELLED
 
 
-def test_cancelling_is_repeated_but_not_at_every_look() -> None:
-    seen = Observations(jobs={1: Seen.RUNNING}, queues_gone={"q": 0.0})
-    assert only(a_run(State.RUNNING, cancelling="why", updated_at=NOW - 59), seen) is None
-    again = only(a_run(State.RUNNING, cancelling="why", updated_at=NOW - 60), seen)
-    assert isinstance(again, Cancel)
-    assert again.reason == "why"
+@pytest.mark.parametrize("job", [RUNNING, PENDING, UNKNOWN])
+def test_cancelling_is_repeated_but_not_at_every_look(job: JobStatus) -> None:
+    seen = Observations(jobs={1: job})
+    asked = a_run(State.RUNNING, cancelling="why", updated_at=NOW - 9999)
+    assert only(asked, seen) == Cancel(asked, "why")
+    # The site's grace, and a little more for what stands between; what goes on in the journal meanwhile is no matter.
+    for ago, again in ((0, False), (39, False), (40, True), (9999, True)):
+        told = replace(asked, cancelled_at=NOW - ago, updated_at=NOW)
+        assert only(told, seen) == (Cancel(told, "why", now=True) if again else None)
+
+
+def test_nothing_else_is_noted_of_a_job_that_is_being_cancelled() -> None:
+    told = a_run(State.RUNNING, cancelling="why", cancelled_at=NOW)
+    assert only(told, Observations(jobs={1: PENDING})) is None
+    assert only(told, Observations(jobs={1: replace(RUNNING, node="n9")})) is None
+
+
+@pytest.mark.parametrize("state", sorted(ACTIVE - {State.SUBMITTING, State.ENDING}))
+def test_a_user_who_stops_his_experiment_is_obeyed(state: State) -> None:
+    seen = Observations(jobs={1: PENDING if state is State.SUBMITTED else RUNNING}, stopped=frozenset({1}))
+    action = only(a_run(state), seen)
+    assert isinstance(action, Cancel if state in WITH_SCHEDULER else End)
+    assert "stopped by its user" in action.reason
+    assert not isinstance(only(a_run(state), replace(seen, stopped=frozenset({2}))), (Cancel, End))
+
+
+def test_a_submission_without_an_answer_is_not_cancelled_before_it_is_found() -> None:
+    """There is no id to cancel, and forgetting it would leave a job that nobody watches."""
+    asked = a_run(State.SUBMITTING, cancelling="why")
+    assert only(asked, Observations(jobs={1: UNKNOWN})) is None
+    assert isinstance(only(asked, Observations(jobs={1: PENDING})), Adopt)
+    gone = only(asked, Observations(jobs={1: GONE}))
+    assert isinstance(gone, SubmitAgain)
+    assert end_of(replace(asked, state=State.READY), Observations()).outcome is Outcome.CANCELLED
 
 
 @pytest.mark.parametrize(("seen", "outcome"), [
     (Observations(exits={1: an_exit(143, "cancelled")}), Outcome.CANCELLED),
-    (Observations(jobs={1: Seen.GONE}), Outcome.CANCELLED),
+    (Observations(jobs={1: GONE}), Outcome.CANCELLED),
+    (Observations(jobs={1: GONE}, exits={1: an_exit(143, "preempted")}), Outcome.CANCELLED),
+    (Observations(exits={1: an_exit(143, "preempted")}, jobs={1: PENDING}), Outcome.CANCELLED),
+    (Observations(exits={1: an_exit(73, "setup")}), Outcome.CANCELLED),
     # It was faster than the cancelling.
     (Observations(exits={1: an_exit(0)}), Outcome.SUCCEEDED),
     (Observations(exits={1: an_exit(1)}), Outcome.FAILED),
@@ -439,5 +593,5 @@ def test_how_a_cancelled_job_ends(seen: Observations, outcome: Outcome) -> None:
 
 def test_planning_changes_nothing() -> None:
     runs = [a_run(state, number) for number, state in enumerate(sorted(ACTIVE), 1)]
-    seen = Observations(jobs={6: Seen.RUNNING, 7: Seen.GONE}, capacity=Capacity(4, GIB, GIB, CARDS))
+    seen = Observations(jobs={6: RUNNING, 7: GONE}, capacity=Capacity(4, GIB, GIB, CARDS))
     assert plan(runs, seen, POLICY, NOW) == plan(iter(runs), seen, POLICY, NOW)

@@ -38,8 +38,9 @@ def run(site: Site, limit: int | None) -> int:
                     experiment = rendered.experiment
                     print(f"# {experiment.key} from queue {queue}: {rendered.summary}")
                     expires = expiry_of(experiment, time.time())
-                    if refusal := scheduler.refusal(request_of(experiment), 0.0):
-                        print(f"# would be rejected: {refusal}")
+                    place = scheduler.place(request_of(experiment), experiment.max_duration or site.max_duration)
+                    if isinstance(place, str):
+                        print(f"# would be rejected: {place}")
                     elif expires is not None and expires <= time.time():
                         print("# would end as expired: its lifetime is over")
                     else:

@@ -41,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
     _submit(commands)
     _status(commands)
     _logs(commands)
+    _cancel(commands)
+    _resolve(commands)
+    _doctor(commands)
     _render(commands)
     _site(commands)
     _recipe(commands)
@@ -83,6 +86,14 @@ def _run(arguments: argparse.Namespace) -> int:
         from hpcrunner.cli import logs
 
         return logs.run(arguments)
+    if command in ("cancel", "resolve"):
+        from hpcrunner.cli import cancel
+
+        return cancel.cancel(arguments) if command == "cancel" else cancel.resolve(arguments)
+    if command == "doctor":
+        from hpcrunner.cli import doctor
+
+        return doctor.run(arguments)
     if command == "render":
         from hpcrunner.cli import render
 
@@ -142,6 +153,40 @@ def _logs(commands: argparse._SubParsersAction[_Parser]) -> None:
         "logs", help="show what an experiment printed", epilog="example:\n  hpcrunner logs my-experiment -f")
     command.add_argument("key", help="the experiment")
     command.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
+    add_site(command)
+
+
+def _cancel(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "cancel", help="end experiments, and return what they have so far",
+        description="Ends experiments wherever they are. A running one gets SIGTERM and the site's kill_grace to save\n"
+                    "what it has; its results so far are returned.",
+        epilog="example:\n  hpcrunner cancel my-experiment my-other-experiment")
+    command.add_argument("key", nargs="+", help="the experiments")
+    command.add_argument("--reason", metavar="TEXT", help="stands in the user's log and record")
+    add_site(command)
+
+
+def _resolve(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "resolve", help="say whether the scheduler has a job whose submission had no answer",
+        description="When the scheduler gave no answer to a submission, hpcrunner looks for the job by its name.\n"
+                    "Where it can't (the accounting is away for days, say), look yourself and tell it.",
+        epilog="examples:\n  hpcrunner resolve my-experiment --job 4711\n  hpcrunner resolve my-experiment --no-job")
+    command.add_argument("key", help="the experiment")
+    answer = command.add_mutually_exclusive_group(required=True)
+    answer.add_argument("--job", metavar="ID", help="this is its job")
+    answer.add_argument("--no-job", action="store_true", help="there is none: submit it again")
+    add_site(command)
+
+
+def _doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "doctor", help="find what is wrong, and say what to do about it",
+        description="Looks for jobs of this install that its journal doesn't know, and for submissions that had no\n"
+                    "answer for long. Exit code 1 if something was found.",
+        epilog="example:\n  hpcrunner doctor --site site.yaml")
+    command.add_argument("--json", action="store_true", help="for programs")
     add_site(command)
 
 

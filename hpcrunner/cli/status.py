@@ -69,7 +69,8 @@ def _show(journal: Journal, site: Site, run: Run) -> None:
     sizes = [f"{asked.cpus} cores", *(f"{format_size(size)} {what}" for size, what in (
         (asked.memory, "memory"), (asked.disk, "disk")) if size), *([f"{asked.gpus} GPUs"] if asked.gpus else [])]
     facts = [("queue", run.queue), ("state", state_text(run)), ("reason", run.reason or _pending(run)),
-             ("asks for", ", ".join(sizes)), ("run", run.short_id), ("job", run.job_id), ("host", run.host),
+             ("asks for", ", ".join(sizes)), ("run", run.short_id), ("job", run.job_id), ("job name", run.job_name),
+             ("partition", run.partition), ("host", run.host), ("avoids", ", ".join(run.avoid)),
              ("image", run.image), ("directory", run.run_dir), ("ran", _ran(run)),
              ("exit code", "" if run.exit_code is None else str(run.exit_code)),
              *(("note", note) for note in run.notes)]
@@ -83,10 +84,14 @@ def _show(journal: Journal, site: Site, run: Run) -> None:
 
 
 def _pending(run: Run) -> str:
+    if run.state is State.READY and run.waiting:
+        return run.waiting
+    if run.state is State.SUBMITTED:
+        return f"pending in the scheduler: {run.waiting}" if run.waiting else "handed to the scheduler"
     if run.tries:
         return "trying again: see `hpcrunner status KEY`"
     if run.state is State.STAGED and run.image:
-        return "waiting for its image to be built"
+        return "waiting for its image to be built" + (f": pending in the scheduler: {run.waiting}" if run.waiting else "")
     if run.state is State.READY:
         return "waiting for free cores, memory, disk or GPUs"
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from hpcrunner.cli.common import configuration, set_up_logging
 from hpcrunner.config.site import Site
 from hpcrunner.engine.install import Install
 from hpcrunner.engine.tick import tick
+from hpcrunner.errors import StoreError
 from hpcrunner.journal.store import Journal
 from hpcrunner.layout import StateDir
 
@@ -24,20 +26,29 @@ def run(arguments: argparse.Namespace) -> int:
         from hpcrunner.cli import dry_run
 
         return dry_run.run(site, arguments.max)
-    with Journal(StateDir(site.state_dir).journal) as journal:
-        install = Install(site, journal)
-        if not arguments.wait:
-            tick(install, arguments.max)
-            return 0
-        with _progress(install) as show:
-            left = arguments.max
-            while True:
-                done = tick(install, left)
-                left = None if left is None else left - done.taken
-                show(done.active)
-                if not done.taken and not done.active:
-                    return 0
-                _pause(install, site)
+    path = StateDir(site.state_dir).journal
+    try:
+        with Journal(path) as journal:
+            return _work(Install(site, journal), arguments)
+    except sqlite3.OperationalError as error:
+        # What is not in the journal was not done, or is found again.
+        raise StoreError(f"{path}: the journal can't be written: {error}; nothing is lost, and it goes on with the "
+                         "next tick that can", transient=True) from error
+
+
+def _work(install: Install, arguments: argparse.Namespace) -> int:
+    if not arguments.wait:
+        tick(install, arguments.max)
+        return 0
+    with _progress(install) as show:
+        left = arguments.max
+        while True:
+            done = tick(install, left)
+            left = None if left is None else left - done.taken
+            show(done.active)
+            if not done.taken and not done.active:
+                return 0
+            _pause(install, install.site)
 
 
 def _pause(install: Install, site: Site) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcrunner import plugins
-from hpcrunner.config.kinds import Scalar
+from hpcrunner.config.kinds import Scalar, Section
 from hpcrunner.config.schema import Given, Kind, Option, Plain, read_options, suggest
 from hpcrunner.errors import ConfigError
 
@@ -21,6 +21,28 @@ def backend(group: str, *also: str) -> Scalar[str]:
 
     words = f"{', '.join(also)}, or one" if also else "one"
     return Scalar(f"{words} of hpcrunner's {group}", "NAME", parse)
+
+
+class SchedulerOptions(Kind[Any]):
+    """The options that a scheduler declares for itself: a dataclass `options` of its backend, loaded when used."""
+
+    allowed = "a mapping of options"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def section(self) -> Section[Any]:
+        return Section(plugins.load("schedulers", self.name).options)
+
+    def read(self, given: Given, key: str) -> Any:
+        return self.section.read(given, key)
+
+    def plain(self, value: Any) -> Plain:
+        return self.section.plain(value)
+
+    def secrets(self, given: Given) -> Iterator[Given]:
+        return self.section.secrets(given)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from hpcrunner.config.schema import Given, Kind, Origin, Plain, Problems
+from hpcrunner.config.schema import Given, Kind, Origin, Plain, Problems, options_of, read_options
 from hpcrunner.config.schema import Option as Option
+from hpcrunner.config.schema import option as option
 from hpcrunner.errors import ConfigError
 from hpcrunner.units import format_duration, format_size, parse_duration, parse_size
 
@@ -102,6 +103,30 @@ class MappingOf(Kind[Mapping[str, T]]):
     def secrets(self, given: Given) -> Iterator[Given]:
         for item in given.content.values() if isinstance(given.content, dict) else ():
             yield from self.item.secrets(item)
+
+
+class Section(Kind[T]):
+    """A mapping whose keys are the options of a dataclass (see `hpcrunner.config.schema.option`)."""
+
+    allowed = "a mapping of options"
+
+    def __init__(self, cls: type[T]) -> None:
+        self.cls = cls
+
+    def read(self, given: Given, key: str) -> T:
+        if not isinstance(given.content, dict):
+            raise self.wrong(given, key)
+        return self.cls(**read_options(options_of(self.cls), given, f"{key}."))
+
+    def plain(self, value: T) -> Plain:
+        held = {name: (option, getattr(value, name)) for name, option in options_of(self.cls).items()}
+        return {name: option.kind.plain(item) for name, (option, item) in held.items() if item is not None}
+
+    def secrets(self, given: Given) -> Iterator[Given]:
+        options = options_of(self.cls)
+        for name, item in given.content.items() if isinstance(given.content, dict) else ():
+            if name in options and item.content is not None:
+                yield from options[name].kind.secrets(item)
 
 
 def text(pattern: str = "", allowed: str = "text", *, secret: bool = False) -> Scalar[str]:

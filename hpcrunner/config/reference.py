@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from hpcrunner import plugins
 from hpcrunner.config.backends import QueueEntry
+from hpcrunner.config.kinds import Section
 from hpcrunner.config.load import OTHER_VARIABLES
-from hpcrunner.config.schema import Option
+from hpcrunner.config.schema import Option, options_of
 from hpcrunner.config.site import OPTIONS
 
 _INTRODUCTION = """\
@@ -60,7 +61,7 @@ Any other variable whose name begins with `HPCRUNNER_` is an error, so that a sl
 
 def markdown() -> str:
     """The whole page."""
-    return "\n".join([_INTRODUCTION, *_options(), *_queue_types(), _VARIABLES, *_variables(), ""])
+    return "\n".join([_INTRODUCTION, *_options(), *_queue_types(), *_schedulers(), _VARIABLES, *_variables(), ""])
 
 
 def _options() -> Iterator[str]:
@@ -80,6 +81,24 @@ def _queue_types() -> Iterator[str]:
         for key, option in QueueEntry().options(name).items():
             if key != "type":
                 yield _entry(key, option, "")
+
+
+def _schedulers() -> Iterator[str]:
+    for name in plugins.shipped("schedulers"):
+        if options := getattr(plugins.load("schedulers", name), "options", None):
+            yield f"## Keys of `{name}`\n"
+            yield from _section(name, options)
+
+
+def _section(key: str, cls: type) -> Iterator[str]:
+    inner = []
+    for name, option in options_of(cls).items():
+        yield _entry(name, option, "")
+        if isinstance(section := getattr(option.kind, "item", None), Section):
+            inner.append((f"{key}.{name}", section.cls))
+    for name, of in inner:
+        yield f"## Keys of each entry of `{name}`\n"
+        yield from _section(name, of)
 
 
 def _variables() -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -116,6 +116,17 @@ class Option:
         if isinstance(self.default, str):
             return self.kind.read(Given(self.default, Origin("default", Path(), environ)), "")
         return dict(self.default) if isinstance(self.default, Mapping) else self.default
+
+
+def option(default: Any, kind: Kind[Any], doc: str, *, unset: str = "not set", heading: str = "") -> Any:
+    """A field of a dataclass whose fields are options; see `Option`."""
+    described = Option(kind, default, doc, unset, heading)
+    return field(default_factory=described.value, metadata={"option": described})
+
+
+def options_of(cls: type) -> dict[str, Option]:
+    """The options of such a dataclass, in the order in which people are shown them."""
+    return {described.name: described.metadata["option"] for described in fields(cls)}
 
 
 def read_options(options: Mapping[str, Option], table: Given, prefix: str = "") -> dict[str, Any]:

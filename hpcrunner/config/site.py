@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpcrunner.config import kinds
-from hpcrunner.config.backends import QueueEntry, QueueSource, backend
-from hpcrunner.config.schema import Kind, Option
-
-
-def option(default: Any, kind: Kind[Any], doc: str, *, unset: str = "not set", heading: str = "") -> Any:
-    """A field of `Site`; see `Option`."""
-    described = Option(kind, default, doc, unset, heading)
-    return field(default_factory=described.value, metadata={"option": described})
-
+from hpcrunner.config.backends import QueueEntry, QueueSource, SchedulerOptions, backend
+from hpcrunner.config.schema import Option, option, options_of
 
 _VERSION = ('a Python version such as 3.11, or "any"', r"[0-9]+\.[0-9]+|any")
 _TEMPLATE = kinds.text(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "the name of a file, not a path")
@@ -59,7 +52,10 @@ class Site:
 
     scheduler: str = option(
         "direct", backend("schedulers"), heading="Jobs",
-        doc="What starts jobs. `direct` starts them on this host, within the limits below.")
+        doc="What starts jobs. `direct` starts them on this host, within the limits below; `slurm` submits them.")
+    slurm: Any = option(
+        None, SchedulerOptions("slurm"), unset="every key has its default",
+        doc="How this site's Slurm is used, for `scheduler: slurm`; its keys are below.")
     max_cores: int | None = option(
         None, kinds.integer(1), doc="Cores that all running jobs may use together.", unset="all of this host")
     max_mem: int | None = option(
@@ -71,9 +67,13 @@ class Site:
         None, kinds.integer(), doc="GPUs that jobs may use together.", unset="all that are visible")
     cpu_only: bool = option("false", kinds.boolean(), doc="Look for no GPUs, and give jobs none.")
     max_jobs: int | None = option(
-        None, kinds.integer(1), doc="Experiments that run at once.", unset="as many as fit")
+        None, kinds.integer(1), doc="Jobs that exist at once, those that wait in Slurm counted in.",
+        unset="as many as fit")
     max_duration: float = option(
         "96h", kinds.duration(1), doc="The longest that one attempt of an experiment runs, whatever it asks for.")
+    default_duration: float | None = option(
+        None, kinds.duration(1), doc="The same for experiments that don't say how long they run (`max_duration`).",
+        unset="`max_duration`")
     kill_grace: float = option(
         "30s", kinds.duration(1), doc="Time between SIGTERM and SIGKILL for a job that is stopped.")
     retries: int = option(
@@ -119,6 +119,9 @@ class Site:
         doc="Whether the package `studioml` is installed for the experiment. `auto` looks whether its code needs it.")
     binds: tuple[str, ...] = option(
         (), kinds.ListOf(kinds.bind()), doc="Folders of the host that every container sees.")
+    gpu_vendor: str = option(
+        "nvidia", kinds.choice("nvidia", "amd"),
+        doc="Whose GPUs containers are given: `--nv` or `--rocm` of the engine.")
     exec_args: tuple[str, ...] = option(
         (), kinds.ListOf(kinds.text()), doc="More arguments for the engine's `exec` and `run`.")
     build_args: tuple[str, ...] = option(
@@ -153,5 +156,5 @@ class Site:
                 object.__setattr__(self, name, self.state_dir / folder)
 
 
-OPTIONS: dict[str, Option] = {described.name: described.metadata["option"] for described in fields(Site)}
+OPTIONS: dict[str, Option] = options_of(Site)
 """In the order in which people are shown them."""

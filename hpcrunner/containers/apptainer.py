@@ -109,7 +109,7 @@ class Apptainer:
         for bind in self._site.binds:
             options += ["--bind", bind]
         if launch.gpus:
-            options.append("--nv")
+            options.append("--rocm" if self._site.gpu_vendor == "amd" else "--nv")
         if os.geteuid() == 0:
             options.append("--userns")
         start = [self._program, "-q", "exec" if launch.argv else "run", *options, *self._site.exec_args, str(image)]

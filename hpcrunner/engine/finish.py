@@ -54,6 +54,15 @@ def clear(install: Install, run: Run) -> Run:
     return install.journal.note(run, removing=False, run_dir="")
 
 
+def release(run_dir: RunDir, run: Run) -> None:
+    """Gives up the claim on a run directory whose job has certainly ended, so that another one may go on there."""
+    shutil.rmtree(run_dir.status / "claim", ignore_errors=True)
+    for name in ("exit", "interrupted", "owner"):
+        path = run_dir.status / name
+        if path.exists():
+            path.replace(run_dir.status / f"{name}.{run.attempt}")
+
+
 def sign_off(path: Path, run: Run) -> None:
     """Ends the user's own log with the outcome, once."""
     line = f"[hpcrunner] {run.outcome.value if run.outcome else 'ended'}: {run.reason}\n"
@@ -108,7 +117,7 @@ def _return_artifacts(install: Install, run: Run, experiment: Experiment, run_di
 def _write_record(install: Install, run: Run, experiment: Experiment) -> list[str]:
     changes: dict[str, Any] = {"status": "finished", "outcome": run.outcome.value if run.outcome else None,
                                "reason": run.reason, "exit_code": run.exit_code, "host": run.host,
-                               "job_id": run.job_id}
+                               "job_id": run.job_id, "partition": run.partition}
     if run.started_at is not None:
         changes["time_started"] = run.started_at
     if run.finished_at is not None:

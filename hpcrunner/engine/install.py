@@ -14,11 +14,12 @@ from hpcrunner.config.site import Site
 from hpcrunner.errors import StoreError, UnavailableError
 from hpcrunner.journal.store import Journal
 from hpcrunner.layout import RunDir, StateDir
-from hpcrunner.model import Run
+from hpcrunner.model import Run, State
 from hpcrunner.queues.base import Queues
 
 if TYPE_CHECKING:
     from hpcrunner.containers.base import Container
+    from hpcrunner.engine.builds import Builds
     from hpcrunner.images.cache import Images
     from hpcrunner.schedulers.base import Job, Scheduler
     from hpcrunner.stores.base import Store
@@ -60,6 +61,13 @@ class Install:
         return Images(self.site, self.engine, self.container)
 
     @cached_property
+    def builds(self) -> Builds:
+        from hpcrunner.engine.builds import Builds
+        from hpcrunner.engine.submit import prefix_of
+
+        return Builds(self.site, self.images, self.scheduler, prefix_of(self.journal.install_id)[2:])
+
+    @cached_property
     def sources(self) -> list[Queues]:
         """The site's queue brokers, in the order of the site config."""
         return [plugins.load("queues", source.type)(source.options, self.journal.install_id)
@@ -95,7 +103,8 @@ class Install:
     def job(self, run: Run) -> Job:
         from hpcrunner.schedulers.base import Job
 
-        return Job(run.tag, run.job_id, self.run_dir(run).root)
+        return Job(run.tag, run.job_id, self.run_dir(run).root, run.job_name, run.task, run.submitted_at,
+                   run.state is State.RUNNING, bool(run.cancelling))
 
     def store(self, location: str, credentials: Any = None) -> Store:
         """The store of a location. Raises StoreError for a kind that this hpcrunner doesn't know."""

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from hpcrunner.config.site import Site
 from hpcrunner.containers.base import Container, Launch
-from hpcrunner.engine.plan import Submit
+from hpcrunner.engine.actions import Submit
 from hpcrunner.errors import MessageError
 from hpcrunner.layout import RunDir, StateDir
 from hpcrunner.render import job
+from hpcrunner.schedulers.base import Scheduler, Submission
 from hpcrunner.wire.message import Experiment
 
 
-def job_files(site: Site, container: Container, experiment: Experiment, run_dir: RunDir, action: Submit, tag: str,
-              gpus: Sequence[str]) -> tuple[str, str]:
+def submission_of(action: Submit, run_dir: RunDir, tag: str) -> Submission:
+    run = action.run
+    return Submission(tag, run_dir.script, run_dir.root, run.request, action.limit, action.place, run.image, run.avoid)
+
+
+def job_files(site: Site, container: Container, scheduler: Scheduler, experiment: Experiment, run_dir: RunDir,
+              action: Submit, submission: Submission) -> tuple[str, str]:
     """(job script, environment file) as texts. Raises MessageError for what no program can be given."""
     if refusal := job.too_long(experiment):
         raise MessageError(refusal)
-    run = action.run
+    run, gpus = action.run, action.run.request.gpus
     image = run_dir.given_image if run.image == str(run_dir.given_image) else container.image(run.image)
-    launch = Launch(job.arguments(experiment), run_dir.root, run_dir.workspace, gpus=len(gpus) or run.request.gpus)
+    launch = Launch(job.arguments(experiment), run_dir.root, run_dir.workspace, gpus=gpus)
     known = {"PATH": container.default_path, "HOME": str(run_dir.home), "USER": os.environ.get("USER", "")}
-    values = job.variables(experiment, run_dir, site.env, gpus, known)
-    script = job.script(
-        site, site.scheduler, run_dir, tag=tag, experiment=experiment, command=container.command(image, launch),
-        limit=action.limit, limit_name=action.limit_name, spool_dir=StateDir(site.state_dir).spool,
-        has_output="output" in experiment.artifacts)
+    # Which cards a job has is known before it starts only if it is hpcrunner that chooses.
+    values = job.variables(experiment, run_dir, site.env, None if gpus and scheduler.binds_gpus else action.gpus, known)
+    script = job.script(site, scheduler.template, job.Script(
+        run_dir, submission.tag, experiment.key, container.command(image, launch), action.limit, action.limit_name,
+        StateDir(site.state_dir).spool, run_dir.log("output" in experiment.artifacts), container.env_prefix, gpus,
+        run.expires_at, scheduler.script_values(submission)))
     return script, job.env_file(values, container.env_prefix)

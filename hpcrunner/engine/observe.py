@@ -1,28 +1,45 @@
-"""Looks at the world: jobs, exit files, images. Changes nothing."""
+"""Looks at the world: jobs, exit files, images, the client's records. Changes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from hpcrunner.engine.actions import Observations, Policy
 from hpcrunner.engine.install import Install
 from hpcrunner.engine.intake import note_gone_queues
-from hpcrunner.engine.plan import Observations, Seen
-from hpcrunner.model import WITH_SCHEDULER, Capacity, Exit, Image, ImageState, Run, State
-from hpcrunner.schedulers.base import JobState
+from hpcrunner.engine.outcomes import wants_explanation
+from hpcrunner.engine.plan import wanted_time
+from hpcrunner.model import (
+    UNKNOWN,
+    WITH_SCHEDULER,
+    Capacity,
+    Exit,
+    Image,
+    ImageState,
+    JobStatus,
+    Phase,
+    Place,
+    Run,
+    State,
+)
+from hpcrunner.schedulers.base import Job
 
-_SEEN = {JobState.PENDING: Seen.PENDING, JobState.RUNNING: Seen.RUNNING, JobState.UNKNOWN: Seen.UNKNOWN}
 
-
-def observe(install: Install, runs: list[Run]) -> Observations:
-    jobs, exits, found = _jobs(install, [run for run in runs if run.state in WITH_SCHEDULER])
+def observe(install: Install, runs: list[Run], policy: Policy, stopped: frozenset[int] = frozenset()) -> Observations:
+    images = {run.image for run in runs if run.state is State.STAGED and run.image}
+    builds = install.builds.jobs(image for image in images if "/" not in image)
+    jobs, exits, states = _jobs(install, [run for run in runs if run.state in WITH_SCHEDULER], builds)
+    over = [run for run in runs if run.id in jobs and jobs[run.id].phase is Phase.ENDED and run.id not in exits]
     return Observations(
         jobs=jobs,
         exits=exits,
+        begun=frozenset(run.id for run in over if (install.run_dir(run).status / "started").exists()),
         never_started=frozenset(run.id for run in runs if run.id in exits and _never_started(install, run)),
-        found=found,
-        images=_images(install, runs),
-        refusals=_refusals(install, runs),
+        images=_images(install, images, states),
+        places=_places(install, runs, policy),
+        stopped=stopped,
         capacity=_capacity(install, runs),
         queues_gone=note_gone_queues(install, runs),
     )
@@ -37,21 +54,27 @@ def read_exit(path: Path) -> Exit | None:
         return None
 
 
-def _jobs(install: Install, runs: list[Run]) -> tuple[dict[int, Seen], dict[int, Exit], dict[int, str]]:
-    if not runs:
+def _jobs(install: Install, runs: list[Run], builds: list[Job]
+          ) -> tuple[dict[int, JobStatus], dict[int, Exit], Mapping[str, JobStatus]]:
+    """The spool first: who told his own end needs no scheduler. Then one look at the scheduler for all others."""
+    if not runs and not builds:
         return {}, {}, {}
+    spooled = _spooled(install)
+    exits = {run.id: ended for run in runs if run.tag in spooled and (ended := _exit(install, run))}
+    asked = [run for run in runs if run.id not in exits or wants_explanation(run, exits[run.id])]
+    urgent = any(run.id in exits or run.state is State.SUBMITTING or run.cancelling for run in asked)
+    jobs = [*(install.job(run) for run in asked), *builds]
+    states = install.scheduler.states(jobs, urgent=urgent or bool(builds)) if jobs else {}
     # The order matters: a job that is gone *before* its exit file is looked for, and has none, has none for good.
-    states = install.scheduler.states([install.job(run) for run in runs if run.state is not State.SUBMITTING])
-    interrupted = [run for run in runs if run.state is State.SUBMITTING]
-    names = install.scheduler.find([install.job(run) for run in interrupted]) if interrupted else {}
-    ended = _spooled(install)
-    exits = {run.id: exit for run in runs
-             if (run.tag in ended or run.state is State.SUBMITTING or states.get(run.tag) is JobState.GONE)
-             and (exit := read_exit(install.run_dir(run).exit_file))}
-    jobs = {run.id: _SEEN.get(states.get(run.tag, JobState.UNKNOWN), Seen.GONE) for run in runs
-            if run.state is not State.SUBMITTING}
-    jobs.update({run.id: Seen.GONE for run in interrupted if run.tag not in names})
-    return jobs, exits, {run.id: names[run.tag] for run in interrupted if run.tag in names}
+    for run in asked:
+        looked = states.get(run.tag, UNKNOWN)
+        if run.id not in exits and (looked.phase in (Phase.ENDED, Phase.GONE) or run.state is State.SUBMITTING):
+            exits.update({run.id: ended} if (ended := _exit(install, run)) else {})
+    return {run.id: states[run.tag] for run in asked if run.tag in states}, exits, states
+
+
+def _exit(install: Install, run: Run) -> Exit | None:
+    return read_exit(install.run_dir(run).exit_file)
 
 
 def _spooled(install: Install) -> set[str]:
@@ -69,23 +92,16 @@ def _never_started(install: Install, run: Run) -> bool:
         and install.experiment(run).filename is not None
 
 
-def _images(install: Install, runs: Iterable[Run]) -> dict[str, Image]:
-    wanted = {run.image for run in runs if run.state is State.STAGED and run.image}
-    return {image: _image(install, image) for image in wanted}
+def _images(install: Install, wanted: set[str], states: Mapping[str, JobStatus]) -> dict[str, Image]:
+    # A path is the file that came with an experiment.
+    found = {image: Image(ImageState.BUILT) for image in wanted if "/" in image}
+    return {**found, **install.builds.look(wanted - found.keys(), states)}
 
 
-def _image(install: Install, image: str) -> Image:
-    if "/" in image:  # A file that came with the experiment.
-        return Image(ImageState.BUILT)
-    return install.images.look(image)
-
-
-def _refusals(install: Install, runs: Iterable[Run]) -> dict[int, str]:
-    refusals = {}
-    for run in runs:
-        if run.state is State.RECEIVED and (refusal := install.scheduler.refusal(run.request, run.max_duration or 0.0)):
-            refusals[run.id] = refusal
-    return refusals
+def _places(install: Install, runs: Iterable[Run], policy: Policy) -> dict[int, Place | str]:
+    now = time.time()
+    return {run.id: install.scheduler.place(run.request, wanted_time(run, policy, now)[0])
+            for run in runs if run.state in (State.RECEIVED, State.READY)}
 
 
 def _capacity(install: Install, runs: list[Run]) -> Capacity | None:

@@ -6,143 +6,48 @@ do now.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from enum import Enum
 
+from hpcrunner.engine import outcomes
+from hpcrunner.engine.actions import (
+    Action,
+    Adopt,
+    Build,
+    Cancel,
+    Define,
+    End,
+    Observations,
+    Policy,
+    Ready,
+    Return,
+    Running,
+    Stage,
+    Submit,
+    SubmitAgain,
+    Waiting,
+)
+from hpcrunner.engine.outcomes import EXPIRED
 from hpcrunner.model import (
+    UNKNOWN,
     WITH_SCHEDULER,
     Capacity,
-    Exit,
     Gpu,
     Image,
     ImageState,
+    JobStatus,
     Outcome,
+    Phase,
+    Place,
     Request,
     Run,
     State,
 )
-from hpcrunner.units import format_duration
 
 _FAILURE_STANDS = 600.0
 """Seconds for which a failed image build speaks for every run that needs the image; after that a new run tries."""
-_CANCEL_AGAIN = 60.0
+_CANCEL_AGAIN = 30.0
+"""Seconds beyond the grace after which a job that was told to stop is stopped."""
 _BACKOFF = (2.0, 10.0, 30.0, 120.0, 300.0)
-
-
-class Seen(Enum):
-    """What the scheduler says of a job."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    GONE = "gone"
-    """Neither there nor has it left an exit file, looked for afterwards."""
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Observations:
-    """All that is known of the world outside the journal, by run id, digest or queue name."""
-
-    jobs: Mapping[int, Seen] = field(default_factory=dict)
-    exits: Mapping[int, Exit] = field(default_factory=dict)
-    never_started: frozenset[int] = frozenset()
-    """Runs that ended without their program having started in its container."""
-    found: Mapping[int, str] = field(default_factory=dict)
-    """Job ids of runs that were being submitted when somebody crashed."""
-    images: Mapping[str, Image] = field(default_factory=dict)
-    refusals: Mapping[int, str] = field(default_factory=dict)
-    """Why the scheduler can never run it."""
-    capacity: Capacity | None = None
-    queues_gone: Mapping[str, float] = field(default_factory=dict)
-    """Since when, Unix seconds."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The site's options that decisions depend on. Durations in seconds."""
-
-    max_duration: float
-    retries: int
-    queue_gone_grace: float
-    settles: float
-    max_jobs: int | None = None
-    max_builds: int = 1
-
-
-@dataclass(frozen=True)
-class Action:
-    run: Run
-
-
-@dataclass(frozen=True)
-class Stage(Action):
-    """Fetch its inputs."""
-
-
-@dataclass(frozen=True)
-class Define(Action):
-    """Find out what image it needs."""
-
-
-@dataclass(frozen=True)
-class Build(Action):
-    """Start building its image."""
-
-
-@dataclass(frozen=True)
-class Ready(Action):
-    """Its image is there."""
-
-
-@dataclass(frozen=True)
-class Submit(Action):
-    limit: float = 0.0
-    """Seconds the program may run."""
-    limit_name: str = ""
-    gpus: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Adopt(Action):
-    """A job was found that an interrupted submission had made."""
-
-    job_id: str = ""
-
-
-@dataclass(frozen=True)
-class SubmitAgain(Action):
-    """An interrupted submission certainly made no job."""
-
-
-@dataclass(frozen=True)
-class Running(Action):
-    pass
-
-
-@dataclass(frozen=True)
-class Cancel(Action):
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Retry(Action):
-    """Run it once more, from the start, in a new run directory."""
-
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class End(Action):
-    outcome: Outcome = Outcome.FAILED
-    reason: str = ""
-    exit: Exit | None = None
-
-
-@dataclass(frozen=True)
-class Return(Action):
-    """Give back its results and write the client's record."""
 
 
 def plan(runs: Iterable[Run], seen: Observations, policy: Policy, now: float) -> list[Action]:
@@ -169,7 +74,7 @@ def waiting_for(run: Run, seen: Observations) -> str:
         return "waiting: image build" if image and image.state is not ImageState.BUILT else ""
     if run.state is State.READY:
         return "waiting: cores, memory, disk or GPUs in use by other jobs"
-    return ""
+    return f"pending in the scheduler: {run.waiting}" if run.state is State.SUBMITTED and run.waiting else ""
 
 
 def _next(run: Run, seen: Observations, policy: Policy, now: float, room: _Room, turn: bool) -> Action | None:
@@ -180,16 +85,17 @@ def _next(run: Run, seen: Observations, policy: Policy, now: float, room: _Room,
     if reason := _cancelled(run, seen, policy, now):
         return End(run, Outcome.CANCELLED, reason)
     if run.expires_at is not None and run.expires_at <= now:
-        return End(run, Outcome.EXPIRED, "its lifetime was over before it could start")
+        return End(run, Outcome.EXPIRED, EXPIRED)
     if not turn:
         return None
+    place = seen.places.get(run.id, Place())
+    if isinstance(place, str):
+        return End(run, Outcome.REJECTED, place)
     if run.state is State.RECEIVED:
-        if refusal := seen.refusals.get(run.id):
-            return End(run, Outcome.REJECTED, refusal)
         return Stage(run)
     if run.state is State.STAGED:
         return _image(run, seen, room)
-    return _submit(run, policy, now, room)
+    return _submit(run, place, policy, now, room)
 
 
 def _image(run: Run, seen: Observations, room: _Room) -> Action | None:
@@ -201,82 +107,77 @@ def _image(run: Run, seen: Observations, room: _Room) -> Action | None:
     if image.state is ImageState.FAILED and image.at > run.updated_at - _FAILURE_STANDS:
         return End(run, Outcome.FAILED, image.reason)
     if image.state is ImageState.BUILDING:
-        return None
+        return None if image.reason == run.waiting else Waiting(run, image.reason)
     return Build(run) if room.for_build(run.image, seen.images) else None
 
 
-def _submit(run: Run, policy: Policy, now: float, room: _Room) -> Action | None:
+def wanted_time(run: Run, policy: Policy, now: float) -> tuple[float, str]:
+    """How long its program may run at most, in seconds, and the name of the limit that says so."""
     limits = {"walltime": policy.max_duration}
     if run.max_duration is not None:
         limits["max_duration"] = run.max_duration
+    elif policy.default_duration is not None:
+        limits["walltime"] = min(policy.max_duration, policy.default_duration)
     if run.expires_at is not None:
         limits["lifetime"] = run.expires_at - now
     name = min(limits, key=lambda name: (limits[name], name))
+    return limits[name], name
+
+
+def _submit(run: Run, place: Place, policy: Policy, now: float, room: _Room) -> Action | None:
+    limit, name = wanted_time(run, policy, now)
+    if place.longest is not None and place.longest < limit:
+        limit, name = place.longest, "partition"
     gpus = room.take(run.request)
-    return None if gpus is None else Submit(run, limits[name], name, gpus)
+    return None if gpus is None else Submit(run, limit, name, gpus, place)
 
 
 def _with_scheduler(run: Run, seen: Observations, policy: Policy, now: float) -> Action | None:
-    if ended := seen.exits.get(run.id):
-        return _ended(run, ended, run.id in seen.never_started, policy)
-    job = seen.jobs.get(run.id, Seen.UNKNOWN)
-    if run.state is State.SUBMITTING:
-        if job_id := seen.found.get(run.id):
-            return Adopt(run, job_id)
-        if job is Seen.GONE and now >= run.updated_at + policy.settles:
-            return SubmitAgain(run)
+    ended = seen.exits.get(run.id)
+    job = seen.jobs.get(run.id, UNKNOWN)
+    if ended and not outcomes.wants_explanation(run, ended):
+        return outcomes.by_itself(run, ended, run.id in seen.never_started, policy)
+    if job.job_id and job.job_id != run.job_id:
+        return Adopt(run, job)
+    # What counts is when it was looked for: that may be a while ago.
+    looked_at = job.seen_at or now
+    if run.state is State.SUBMITTING and job.phase is Phase.GONE and looked_at < run.submitted_at + policy.settles:
         return None
-    if job is Seen.GONE:
-        if run.cancelling:
-            return End(run, Outcome.CANCELLED, run.cancelling)
-        return _infrastructure(run, "the job disappeared without a trace: its host went down, or somebody killed it",
-                               policy)
-    if run.state is State.SUBMITTED and job is Seen.RUNNING:
-        return Running(run)
-    if reason := run.cancelling or _cancelled(run, seen, policy, now):
-        return Cancel(run, reason) if not run.cancelling or now >= run.updated_at + _CANCEL_AGAIN else None
+    # What lives may have left an exit file before it was requeued.
+    if ended and job.phase not in (Phase.PENDING, Phase.RUNNING):
+        return outcomes.explained(run, ended, job, run.id in seen.never_started, policy, now)
+    if run.state is State.SUBMITTING:
+        return SubmitAgain(run) if job.phase is Phase.GONE else None
+    if job.phase is Phase.ENDED:
+        return outcomes.without_word(run, job, run.id in seen.begun, policy, now)
+    if job.phase is Phase.GONE:
+        return outcomes.infrastructure(run, "the job disappeared without a trace: its host went down, or somebody "
+                                       "killed it", policy, node=job.node or run.host)
+    if reason := _cancelled(run, seen, policy, now) or _too_late(run, job, now):
+        again = now >= run.cancelled_at + policy.kill_grace + _CANCEL_AGAIN
+        return Cancel(run, reason, now=bool(run.cancelled_at)) if again else None
+    if job.phase is Phase.RUNNING and (run.state is State.SUBMITTED or (job.node and job.node != run.host)):
+        return Running(run, job.node)
+    if job.phase is Phase.PENDING and (run.state is State.RUNNING or run.waiting != job.reason):
+        return Waiting(run, job.reason)
     return None
 
 
-def _ended(run: Run, ended: Exit, never_started: bool, policy: Policy) -> Action:
-    took = format_duration(max(0.0, ended.finished_at - ended.started_at))
-    if ended.cause == "max_duration":
-        return End(run, Outcome.FAILED, f"stopped after {took}: it ran longer than its max_duration", ended)
-    if ended.cause == "walltime":
-        return End(run, Outcome.FAILED, f"stopped after {took}: the longest that this site lets a job run "
-                                        "(max_duration of the site)", ended)
-    if ended.cause == "lifetime":
-        return End(run, Outcome.EXPIRED, f"stopped after {took}: its lifetime was over", ended)
-    if ended.cause == "cancelled":
-        if run.cancelling:
-            return End(run, Outcome.CANCELLED, run.cancelling, ended)
-        return _infrastructure(run, "the job was stopped from outside (SIGTERM)", policy, ended)
-    if ended.code == 0:
-        return End(run, Outcome.SUCCEEDED, f"finished after {took}", ended)
-    if never_started:
-        return End(run, Outcome.FAILED, f"the container did not start (exit code {ended.code}); its message is in the "
-                                        "log", ended)
-    return End(run, Outcome.FAILED, f"the program ended {_code(ended.code)} after {took}", ended)
-
-
-def _infrastructure(run: Run, reason: str, policy: Policy, ended: Exit | None = None) -> Action:
-    if run.generation <= policy.retries:
-        return Retry(run, f"{reason}; run again ({run.generation} of {policy.retries} retries)")
-    return End(run, Outcome.LOST, f"{reason}; given up after {run.generation} runs", ended)
-
-
-def _code(code: int) -> str:
-    try:
-        return f"with exit code {code}, as if by signal {signal.Signals(code - 128).name}"
-    except ValueError:
-        return f"with exit code {code}"
-
-
 def _cancelled(run: Run, seen: Observations, policy: Policy, now: float) -> str:
+    if run.cancelling:
+        return run.cancelling
+    if run.id in seen.stopped:
+        return "stopped by its user (studio runs stop)"
     since = seen.queues_gone.get(run.queue)
     if since is not None and now >= since + policy.queue_gone_grace:
         return f"its queue {run.queue} was deleted"
     return ""
+
+
+def _too_late(run: Run, job: JobStatus, now: float) -> str:
+    """A job that waits beyond the lifetime of its experiment; one that runs looks at the clock itself."""
+    late = run.expires_at is not None and run.expires_at <= now and job.phase is Phase.PENDING
+    return EXPIRED if late else ""
 
 
 def backoff(tries: int) -> float:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpcrunner import plugins
 from hpcrunner.config.site import Site
 from hpcrunner.containers.base import Container
+from hpcrunner.engine.actions import Observations, Policy, Submit
 from hpcrunner.engine.install import choose_engine
 from hpcrunner.engine.intake import request_of
-from hpcrunner.engine.jobfiles import job_files
-from hpcrunner.engine.plan import Observations, Policy, Submit, plan
+from hpcrunner.engine.jobfiles import job_files, submission_of
+from hpcrunner.engine.plan import plan, wanted_time
 from hpcrunner.engine.prepare import IMAGE_TAG, check_image_source
 from hpcrunner.errors import MessageError
 from hpcrunner.layout import RunDir
-from hpcrunner.model import Run, State
+from hpcrunner.model import Place, Run, State
+from hpcrunner.schedulers.base import Scheduler
 from hpcrunner.wire.message import Experiment, parse, safe_name
 from hpcrunner.wire.requirements import needs_studioml
 
@@ -54,10 +56,17 @@ def preview(site: Site, payload: bytes) -> Preview:
         files.update(definition.files)
     run = Run(0, "", experiment.key, State.READY, request=request_of(experiment), image=image,
               max_duration=experiment.max_duration, run_dir=str(run_dir.root))
-    policy = Policy(site.max_duration, site.retries, site.queue_gone_grace, 0.0)
+    scheduler: Scheduler = plugins.load("schedulers", site.scheduler)(site)
+    policy = Policy(site.max_duration, site.retries, site.queue_gone_grace, 0.0, site.default_duration)
+    now = time.time()
+    # Whether this very host has the GPUs is no matter here; a partition that has them is.
+    place = scheduler.place(run.request, wanted_time(run, policy, now)[0]) if scheduler.binds_gpus else Place()
+    if isinstance(place, str):
+        raise MessageError(place)
     # Without its lifetime, which for a recorded message is long over.
-    action = plan([run], Observations(), policy, time.time())[0]
+    action = plan([run], Observations(places={run.id: place}), policy, now)[0]
     assert isinstance(action, Submit)
-    gpus = [str(index) for index in range(run.request.gpus)]
-    files["job.sh"], files["env.sh"] = job_files(site, container, experiment, run_dir, action, "hr" + "0" * 13, gpus)
+    action = replace(action, gpus=tuple(str(index) for index in range(run.request.gpus)))
+    files["job.sh"], files["env.sh"] = job_files(site, container, scheduler, experiment, run_dir, action,
+                                                 submission_of(action, run_dir, "hr" + "0" * 13))
     return Preview(experiment, summary, files)

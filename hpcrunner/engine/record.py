@@ -13,6 +13,7 @@ from typing import Any
 
 from hpcrunner.engine.install import Install, log, open_store
 from hpcrunner.errors import StoreError
+from hpcrunner.stores.base import Store
 from hpcrunner.wire.message import Experiment
 
 
@@ -21,26 +22,46 @@ def update(install: Install, experiment: Experiment, changes: dict[str, Any]) ->
 
     Returns whether it was written. Raises StoreError.
     """
+    if (place := _place(install, experiment)) is None:
+        return False
+    store, location = place
+    record = _read(store, location)
+    if record is None:
+        log.warning("%s: no record at %s; nothing is written there", experiment.key, location)
+        return False
+    if record.get("status") == "stopped":
+        changes = {name: value for name, value in changes.items() if name != "status"}
+    store.write(json.dumps({**record, **changes}).encode(), location)
+    return True
+
+
+def status(install: Install, experiment: Experiment) -> str:
+    """What the record says now; empty if there is none. Raises StoreError."""
+    place = _place(install, experiment)
+    record = _read(*place) if place else None
+    return str((record or {}).get("status", ""))
+
+
+def _place(install: Install, experiment: Experiment) -> tuple[Store, str] | None:
     database = experiment.database
     if database is None:
-        return False
+        return None
     key = f"experiments/{experiment.key}"
     if posixpath.normpath(key) != key:
         log.warning("%s: its record is left alone: the key is no plain name in the database", experiment.key)
-        return False
+        return None
     store = open_store(install.site, database.type, database.credentials, "config.database")
-    location = store.location(database.endpoint, database.bucket or "studioml-meta", key)
+    return store, store.location(database.endpoint, database.bucket or "studioml-meta", key)
+
+
+def _read(store: Store, location: str) -> dict[str, Any] | None:
     data = store.read(location)
     if data is None:
-        log.warning("%s: no record at %s; nothing is written there", experiment.key, location)
-        return False
+        return None
     try:
         record = json.loads(data)
     except ValueError as error:
         raise StoreError(f"{location}: the client's record is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise StoreError(f"{location}: the client's record is not a JSON object")
-    if record.get("status") == "stopped":
-        changes = {name: value for name, value in changes.items() if name != "status"}
-    store.write(json.dumps({**record, **changes}).encode(), location)
-    return True
+    return record

@@ -1,80 +1,123 @@
-"""Handing a job to the scheduler, once: intent, submission, id. A lost answer is looked up, never repeated."""
+"""Handing jobs to the scheduler, once: intent, submission, id. A lost answer is looked up, never repeated."""
 
 from __future__ import annotations
 
-import os
 import time
+from collections.abc import Callable, Sequence
 from hashlib import sha256
-from pathlib import Path
 
+from hpcrunner.engine.actions import Submit
 from hpcrunner.engine.install import Install, log
-from hpcrunner.engine.jobfiles import job_files
-from hpcrunner.engine.plan import Submit, backoff
+from hpcrunner.engine.jobfiles import job_files, submission_of
+from hpcrunner.engine.plan import backoff
 from hpcrunner.errors import HpcrunnerError
-from hpcrunner.layout import RunDir
+from hpcrunner.files import write_all_durably
 from hpcrunner.model import Run, State
-from hpcrunner.schedulers.base import Submission, SubmitUnclear
-from hpcrunner.wire.message import Experiment
+from hpcrunner.schedulers.base import Batch, SubmitDeferred, SubmitUnclear
 
 _TRIES = 5
+_DEFERRED = 60.0
+"""Seconds at most between two tries of what the scheduler does not take now."""
+
+
+def prefix_of(install_id: str) -> str:
+    """What the names of all jobs of one install begin with."""
+    return "hr" + _base32(f"install\0{install_id}")[:4]
 
 
 def tag_of(install_id: str, run: Run) -> str:
     """The job's name: unique to one attempt of one generation of one run. 15 characters, safe everywhere."""
+    return prefix_of(install_id) + _base32(f"{install_id}\0{run.id}\0{run.generation}\0{run.attempt}")[:9]
+
+
+def _base32(identity: str) -> str:
     from base64 import b32encode
 
-    identity = f"{install_id}\0{run.id}\0{run.generation}\0{run.attempt}"
-    return "hr" + b32encode(sha256(identity.encode()).digest())[:13].decode().lower()
+    return b32encode(sha256(identity.encode()).digest()).decode().lower()
 
 
-def submit(install: Install, action: Submit) -> Run:
-    """Raises MessageError if the job can't be rendered, HpcrunnerError if the scheduler refuses it for good."""
-    run = action.run
-    experiment = install.experiment(run)
-    run_dir = install.run_dir(run)
-    tag = tag_of(install.journal.install_id, run)
-    script = render(install, action, experiment, run_dir, tag)
-    run = install.journal.move(run, State.SUBMITTING, "handing it to the scheduler", tag=tag, gpu_ids=action.gpus,
-                               attempt=run.attempt + 1)
-    try:
-        job_id = install.scheduler.submit(Submission(tag, script, run_dir.root, run.request, action.limit))
-    except SubmitUnclear as error:
-        log.warning("%s: %s; it is looked for before it is submitted again", run.key, error)
-        return run
-    except HpcrunnerError as error:
-        tries = run.tries + 1
-        if not error.transient or tries > _TRIES:
-            raise
-        log.warning("%s: not submitted (%s); tried again later", run.key, error)
-        return submit_again(install, run, tries)
-    return install.journal.move(run, State.SUBMITTED, f"submitted as job {job_id}", job_id=job_id)
+def submit(install: Install, actions: Sequence[Submit], failed: Callable[[Run, Exception], None]) -> int:
+    """Submits all, equal ones in one call. Returns how many moved on.
 
-
-def submit_again(install: Install, run: Run, tries: int = 0) -> Run:
-    """Back to where it can be submitted: the scheduler certainly has no such job."""
-    return install.journal.move(run, State.READY, "no such job; it will be submitted again", gpu_ids=(), tries=tries,
-                                not_before=time.time() + backoff(tries) if tries else 0.0)
-
-
-def render(install: Install, action: Submit, experiment: Experiment, run_dir: RunDir, tag: str) -> Path:
-    """Writes the job script and the environment's file, down to the disk."""
-    script, env = job_files(install.site, install.container, experiment, run_dir, action, tag, action.gpus)
-    write_durably(run_dir.env_file, env, 0o600)
-    write_durably(run_dir.script, script, 0o700)
+    `failed` is told of runs that can't be rendered, or that the scheduler refuses for good.
+    """
+    files, intents = [], {}
+    for action in actions:
+        run = action.run
+        try:
+            run_dir = install.run_dir(run)
+            submission = submission_of(action, run_dir, tag_of(install.journal.install_id, run))
+            script, env = job_files(install.site, install.container, install.scheduler, install.experiment(run),
+                                    run_dir, action, submission)
+        except Exception as error:
+            failed(run, error)
+            continue
+        files += [(run_dir.env_file, env, 0o600), (run_dir.script, script, 0o700)]
+        intents[submission.tag] = action, submission
+    if not intents:
+        return 0
     install.state.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return run_dir.script
+    write_all_durably(files)
+    batches = install.scheduler.batches([submission for _, submission in intents.values()])
+    runs = _intend(install, batches, {tag: action for tag, (action, _) in intents.items()})
+    moved = 0
+    for batch, answer in install.scheduler.submit(batches):
+        members = [runs[one.tag] for one in batch.jobs]
+        if isinstance(answer, HpcrunnerError):
+            moved += _refused(install, members, answer, failed)
+            continue
+        with install.journal.together():
+            for run, job_id in zip(members, answer, strict=True):
+                install.journal.move(run, State.SUBMITTED, f"submitted as job {job_id}", job_id=job_id)
+        for run, job_id in zip(members, answer, strict=True):
+            log.info("%s: submitted as job %s", run.key, job_id)
+        moved += len(members)
+    return moved
 
 
-def write_durably(path: Path, text: str, mode: int) -> None:
-    """The file is whole and on the disk before its name appears, and readable as `mode` says from the start."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:  # noqa: PTH123
-        file.write(text.encode("utf-8", "surrogateescape"))
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _intend(install: Install, batches: Sequence[Batch], actions: dict[str, Submit]) -> dict[str, Run]:
+    """The intent, by which a crash is survived: what is about to be submitted, and under what name to look for it."""
+    runs = {}
+    with install.journal.together():
+        for batch in batches:
+            for index, one in enumerate(batch.jobs):
+                action = actions[one.tag]
+                run, note = action.run, action.place.note
+                runs[one.tag] = install.journal.move(
+                    run, State.SUBMITTING, "handing it to the scheduler", tag=one.tag, job_name=batch.name,
+                    task=index if batch.is_array else None, partition=action.place.partition, gpu_ids=action.gpus,
+                    attempt=run.attempt + 1, submitted_at=time.time(), waiting="", tries=run.tries,
+                    notes=tuple(dict.fromkeys([*run.notes, *([note] if note else [])])))
+    return runs
+
+
+def _refused(install: Install, runs: Sequence[Run], error: HpcrunnerError, failed: Callable[[Run, Exception], None]
+             ) -> int:
+    """What becomes of a batch that got no ids. Returns how many may be tried again now."""
+    first = runs[0].key if len(runs) == 1 else f"{runs[0].key} and {len(runs) - 1} more"
+    if isinstance(error, SubmitUnclear):
+        text = f"{error}; it is looked for before it is submitted again"
+        log.warning("%s: %s", first, text)
+        with install.journal.together():
+            for run in runs:
+                # It may have waited for its turn since the intent: only now the time begins in which it must appear.
+                install.journal.note(run, text, submitted_at=time.time())
+        return 0
+    if isinstance(error, SubmitDeferred) or (error.transient and runs[0].tries < _TRIES):
+        at_once = isinstance(error, SubmitDeferred) and error.again_at_once
+        log.warning("%s: not submitted: %s; tried again %s", first, error, "in smaller parts" if at_once else "later")
+        with install.journal.together():
+            for run in runs:
+                submit_again(install, run, 0 if at_once else run.tries + 1, str(error))
+        return len(runs) if at_once else 0
+    for run in runs:
+        failed(run, error)
+    return len(runs)
+
+
+def submit_again(install: Install, run: Run, tries: int = 0, reason: str = "no such job; it will be submitted again"
+                 ) -> Run:
+    """Back to where it can be submitted: the scheduler certainly has no such job."""
+    wait = min(_DEFERRED, backoff(tries)) if tries else 0.0
+    return install.journal.move(run, State.READY, reason, gpu_ids=(), tries=tries, waiting=reason if tries else "",
+                                not_before=time.time() + wait if tries else 0.0)

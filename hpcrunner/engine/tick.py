@@ -21,6 +21,10 @@ class Ticked:
 def tick(install: Install, max_messages: int | None = None) -> Ticked:
     """Takes messages and moves every run as far as it can go. Safe to be killed at any instant."""
     taken = len(intake(install, max_messages))
+    if install.state.requests.is_dir() and any(install.state.requests.iterdir()):
+        from hpcrunner.engine.cancel import take_requests
+
+        take_requests(install)
     if not install.journal.runs() and not install.journal.to_remove():
         return Ticked(taken, 0)
     # Only now: most ticks find nothing to do, and shall cost nothing.

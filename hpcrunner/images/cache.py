@@ -67,14 +67,19 @@ class Images:
     def build(self, digest: str) -> None:
         """Starts the builder and returns once it has its lock, so that `look` says "building"."""
         folder = self.folder(digest)
+        argv, env = builder_command(folder)
         with (folder / "builder.log").open("ab") as log:
-            builder = subprocess.Popen(
-                [sys.executable, "-m", "hpcrunner.images.build", str(folder)], stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log, start_new_session=True, cwd=folder,
-                env=proc.clean_environment({"PYTHONPATH": _python_path()}, network=True))
+            builder = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                                       cwd=folder, env=env)
         self._builders.append(builder)
         while builder.poll() is None and not _is_locked(folder / "lock"):
             time.sleep(0.01)
+
+
+def builder_command(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The builder's command line and environment, on whatever host it runs."""
+    return ([sys.executable, "-m", "hpcrunner.images.build", str(folder)],
+            proc.clean_environment({"PYTHONPATH": _python_path()}, network=True))
 
 
 def _python_path() -> str:

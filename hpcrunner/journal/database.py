@@ -42,6 +42,14 @@ CREATE TABLE runs (
     cancelling TEXT NOT NULL DEFAULT '',
     removing INTEGER NOT NULL DEFAULT 0,
     notes TEXT NOT NULL DEFAULT '[]',
+    job_name TEXT NOT NULL DEFAULT '',
+    task INTEGER,
+    partition TEXT NOT NULL DEFAULT '',
+    submitted_at REAL NOT NULL DEFAULT 0,
+    waiting TEXT NOT NULL DEFAULT '',
+    avoid TEXT NOT NULL DEFAULT '[]',
+    resumes INTEGER NOT NULL DEFAULT 0,
+    cancelled_at REAL NOT NULL DEFAULT 0,
     UNIQUE (queue, digest)
 );
 CREATE INDEX runs_by_state ON runs (state);
@@ -66,7 +74,19 @@ CREATE TABLE lease (
     beat_at REAL NOT NULL
 );
 """
-VERSION = 1
+VERSION = 2
+_UPGRADES = {1: (
+    "ALTER TABLE runs ADD COLUMN job_name TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE runs ADD COLUMN task INTEGER",
+    "ALTER TABLE runs ADD COLUMN partition TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE runs ADD COLUMN submitted_at REAL NOT NULL DEFAULT 0",
+    "ALTER TABLE runs ADD COLUMN waiting TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE runs ADD COLUMN avoid TEXT NOT NULL DEFAULT '[]'",
+    "ALTER TABLE runs ADD COLUMN resumes INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE runs ADD COLUMN cancelled_at REAL NOT NULL DEFAULT 0",
+    "UPDATE runs SET job_name = tag, submitted_at = updated_at",
+)}
+"""What brings a journal of that version to the next one."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -90,10 +110,20 @@ def connect(path: Path) -> sqlite3.Connection:
                         db.execute(statement)
                     db.execute("INSERT INTO meta VALUES ('install', ?)", (os.urandom(8).hex(),))
                     db.execute(f"PRAGMA user_version = {VERSION}")
+        elif version < VERSION:
+            _upgrade(db, path)
     except BaseException:
         db.close()
         raise
     return db
+
+
+def _upgrade(db: sqlite3.Connection, path: Path) -> None:
+    with transaction(db):
+        for version in range(_version(db, path), VERSION):
+            for statement in _UPGRADES[version]:
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def connect_read_only(path: Path) -> sqlite3.Connection:
@@ -102,8 +132,11 @@ def connect_read_only(path: Path) -> sqlite3.Connection:
         raise NotFoundError(f"{path}: no journal yet; `hpcrunner submit-from-queue` makes it")
     db = _open(f"{path.as_uri()}?mode=ro", path)
     try:
-        if _version(db, path) == 0:
+        version = _version(db, path)
+        if version == 0:
             raise NotFoundError(f"{path}: the journal is empty; `hpcrunner submit-from-queue` fills it")
+        if version < VERSION:
+            raise HpcrunnerError(f"{path}: written by an older hpcrunner; `hpcrunner submit-from-queue` upgrades it")
     except BaseException:
         db.close()
         raise

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Journal:
         self.path = path
         self._db = connect_read_only(path) if read_only else connect(path)
         self._lease: Lease | None = None
+        self._is_together = False
         try:
             self._lease = None if read_only else Lease(self._db, path)
             self.install_id = str(self._db.execute("SELECT value FROM meta WHERE name = 'install'").fetchone()[0])
@@ -86,7 +88,16 @@ class Journal:
         """Known queues, each with the time since when it is gone (None: it is there)."""
         return {row[0]: row[1] for row in self._db.execute("SELECT name, gone_since FROM queues")}
 
+    def recall(self, name: str) -> str:
+        """What was remembered under a name; empty if nothing was."""
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else ""
+
     # -- writing --
+
+    def remember(self, name: str, value: str) -> None:
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
     def receive(
         self, queue: str, payload: bytes, *, key: str, request: Request | None = None,
@@ -102,8 +113,7 @@ class Journal:
 
         at = time.time() if now is None else now
         state = State.DONE if rejected else State.RECEIVED
-        with transaction(self._db):
-            self._check()
+        with self._transaction():
             cursor = self._db.execute(
                 "INSERT INTO runs (queue, digest, key, state, outcome, reason, request, max_duration, expires_at,"
                 " received_at, updated_at, notes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -132,9 +142,19 @@ class Journal:
         """Changes fields of a run that stays in its state."""
         return self._write(run, run.state, text, changes)
 
-    def set_queue_gone(self, queue: str, since: float | None) -> None:
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Everything written inside becomes durable in one step at the end, or not at all."""
         with transaction(self._db):
             self._check()
+            self._is_together = True
+            try:
+                yield
+            finally:
+                self._is_together = False
+
+    def set_queue_gone(self, queue: str, since: float | None) -> None:
+        with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO queues VALUES (?, ?)", (queue, since))
 
     # -- inside --
@@ -143,8 +163,7 @@ class Journal:
         at = time.time()
         values = {"state": to.value, "updated_at": at, **{name: _value(value) for name, value in changes.items()}}
         names = ", ".join(f"{name} = ?" for name in values)
-        with transaction(self._db):
-            self._check()
+        with self._transaction():
             done = self._db.execute(
                 f"UPDATE runs SET {names} WHERE id = ? AND state = ? AND generation = ?",
                 (*values.values(), run.id, run.state.value, run.generation)).rowcount
@@ -153,6 +172,15 @@ class Journal:
             if text:
                 self._event(run.id, at, to, text)
             return self._get(run.id)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        if self._is_together:
+            yield
+            return
+        with transaction(self._db):
+            self._check()
+            yield
 
     def _event(self, run: int, at: float, state: State, text: str) -> None:
         self._db.execute("INSERT INTO events (run, at, state, text) VALUES (?, ?, ?, ?)", (run, at, state.value, text))
@@ -175,6 +203,7 @@ def _run(row: sqlite3.Row) -> Run:
         removing=bool(row["removing"]),
         gpu_ids=tuple(json.loads(row["gpu_ids"])),
         notes=tuple(json.loads(row["notes"])),
+        avoid=tuple(json.loads(row["avoid"])),
     )
     return Run(id=row["id"], **values)
 

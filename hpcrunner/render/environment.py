@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,9 @@ def definition(name: str, values: Mapping[str, Any], folders: Sequence[Path] = (
 def _render(kind: str, name: str, values: Mapping[str, Any], folders: Sequence[Path],
             finalize: Callable[[Any], str]) -> str:
     import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(
-        loader=jinja2.FileSystemLoader([*folders, resources.folder(kind)]), undefined=jinja2.StrictUndefined,
-        finalize=finalize, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)
-    environment.filters.update(raw=Raw, sh=_shell, word=_word, int=_whole)
     try:
-        return environment.get_template(name).render(values)
+        return str(_environment(kind, tuple(folders), finalize).get_template(name).render(values))
     except jinja2.TemplateNotFound as error:
         where = ", ".join(str(folder) for folder in (*folders, resources.folder(kind)))
         raise ConfigError(f"{kind}: no template {error.name!r} in {where}") from error
@@ -56,6 +52,19 @@ def _render(kind: str, name: str, values: Mapping[str, Any], folders: Sequence[P
         raise ConfigError(f"{error.filename or name}:{error.lineno}: {error.message}") from error
     except jinja2.TemplateError as error:
         raise ConfigError(f"{kind}/{name}: {error.message}") from error
+
+
+@cache
+def _environment(kind: str, folders: tuple[Path, ...], finalize: Callable[[Any], str]) -> Any:
+    """Kept, and with it what it compiled: that takes longer than all else about a job script."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        loader=jinja2.FileSystemLoader([*folders, resources.folder(kind)]), undefined=jinja2.StrictUndefined,
+        finalize=finalize, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)
+    environment.filters.update(raw=Raw, sh=_shell, word=_word, int=_whole)
+    return environment
 
 
 def _quote(value: Any) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ _LARGEST_STRING = 128 * 1024 - 1
 _EXPANDED = ("PATH", "HOME", "USER")
 
 
-def variables(experiment: Experiment, run_dir: RunDir, site_env: Mapping[str, str], gpus: Sequence[str],
+def variables(experiment: Experiment, run_dir: RunDir, site_env: Mapping[str, str], gpus: Sequence[str] | None,
               known: Mapping[str, str]) -> dict[str, str]:
-    """All variables that the program gets on top of a clean environment.
+    """All variables that the program gets on top of a clean environment. `gpus` None: the scheduler will tell which.
 
     `%NAME%` in the experiment's own values stands for the variable of that name (`known`), as it does in the
     Go runner, for PATH, HOME and USER; anything else is delivered as it is.
@@ -28,7 +29,8 @@ def variables(experiment: Experiment, run_dir: RunDir, site_env: Mapping[str, st
     def expand(value: str) -> str:
         return re.sub("%(" + "|".join(_EXPANDED) + ")%", lambda match: known.get(match[1], match[0]), value)
 
-    cards = ",".join(gpus) or "-1"
+    cards = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(gpus) or "-1",
+                                     "NVIDIA_VISIBLE_DEVICES": ",".join(gpus) or "void"}
     return {
         **site_env,
         **{name: expand(value) for name, value in experiment.env.items()},
@@ -38,8 +40,7 @@ def variables(experiment: Experiment, run_dir: RunDir, site_env: Mapping[str, st
         "HPCRUNNER_EXPERIMENT": experiment.key,
         "HPCRUNNER_RUN_DIR": str(run_dir.root),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": cards,
-        "NVIDIA_VISIBLE_DEVICES": cards if gpus else "void",
+        **cards,
     }
 
 
@@ -68,22 +69,46 @@ def arguments(experiment: Experiment) -> tuple[str, ...]:
     return (script, *experiment.args)
 
 
-def script(site: Any, scheduler: str, run_dir: RunDir, *, tag: str, experiment: Experiment, command: Sequence[str],
-           limit: float, limit_name: str, spool_dir: Path, has_output: bool) -> str:
+@dataclass(frozen=True)
+class Script:
+    """What a job script is made of beside the site's options. Durations in seconds."""
+
+    run_dir: RunDir
+    tag: str
+    key: str
+    command: Sequence[str]
+    limit: float
+    limit_name: str
+    spool_dir: Path
+    log: Path
+    env_prefix: str = ""
+    gpus: int = 0
+    expires: float | None = None
+    """Unix seconds after which it must not run."""
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    """What the scheduler's own template needs besides."""
+
+
+def script(site: Any, template: str, parts: Script) -> str:
     """Raises ConfigError if the template is at fault."""
-    return environment.shell(site.job_template or f"{scheduler}.sh.j2", {
-        "tag": tag,
+    return environment.shell(site.job_template or template, {
+        "tag": parts.tag,
         # One line of a comment: what a key may hold besides is no business of the shell's.
-        "key": "".join(char if char.isprintable() else "?" for char in experiment.key),
-        "run_dir": run_dir.root,
-        "workspace": run_dir.workspace,
-        "env_file": run_dir.env_file,
-        "log": run_dir.log(has_output),
-        "spool_dir": spool_dir,
-        "command": list(command),
-        "limit": max(1, int(limit)),
-        "limit_name": limit_name,
+        "key": "".join(char if char.isprintable() else "?" for char in parts.key),
+        "run_dir": parts.run_dir.root,
+        "workspace": parts.run_dir.workspace,
+        "env_file": parts.run_dir.env_file,
+        "log": parts.log,
+        "spool_dir": parts.spool_dir,
+        "command": list(parts.command),
+        "limit": max(1, int(parts.limit)),
+        "limit_name": parts.limit_name,
         "grace": max(1, int(site.kill_grace)),
         "prologue": site.prologue,
         "epilogue": site.epilogue,
+        "env_prefix": parts.env_prefix,
+        "gpus": parts.gpus,
+        "expires": None if parts.expires is None else int(parts.expires),
+        "retries": site.retries,
+        **parts.scheduler,
     }, site.template_dirs)

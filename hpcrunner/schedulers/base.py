@@ -2,43 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
 from hpcrunner.errors import HpcrunnerError
-from hpcrunner.model import Capacity, Request
-
-
-class JobState(Enum):
-    PENDING = "pending"
-    RUNNING = "running"
-    GONE = "gone"
-    """Not there any more. Whether it ended well is for the job's own exit file to say."""
-    UNKNOWN = "unknown"
-    """The scheduler can't tell now; ask again later."""
+from hpcrunner.model import Capacity, JobStatus, Place, Request
 
 
 @dataclass(frozen=True)
 class Job:
-    """A submitted job, as the journal knows it."""
+    """A job as the journal knows it."""
 
     tag: str
     job_id: str
+    """Empty if nobody knows whether the scheduler has it: it is looked for by its name."""
     run_dir: Path
+    name: str
+    task: int | None = None
+    since: float = 0.0
+    """When its submission began, Unix seconds."""
+    is_running: bool = False
+    """As far as the journal knows."""
+    is_cancelled: bool = False
+    """Somebody wanted it cancelled, so that nothing is strange if it is gone."""
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """A job that builds an image."""
+
+    name: str
+    folder: Path
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    timeout: float
+    """Seconds."""
+
+
+@dataclass(frozen=True)
+class LiveJob:
+    """A job that the scheduler has, whoever knows of it."""
+
+    job_id: str
+    name: str
+    state: str
 
 
 @dataclass(frozen=True)
 class Submission:
+    """A job to be submitted. Equal ones differ in the tag and in the paths only."""
+
     tag: str
-    """Name of the job, unique to this attempt."""
     script: Path
     run_dir: Path
     request: Request
-    walltime: float
-    """Seconds."""
+    limit: float
+    """Seconds that the program may run."""
+    place: Place = Place()
+    image: str = ""
+    avoid: tuple[str, ...] = ()
+    """Nodes that it shall not run on."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What goes to the scheduler in one call: a single job, or a job array."""
+
+    name: str
+    jobs: tuple[Submission, ...]
+
+    @property
+    def is_array(self) -> bool:
+        return len(self.jobs) > 1
 
 
 class SubmitUnclear(HpcrunnerError):
@@ -47,11 +84,28 @@ class SubmitUnclear(HpcrunnerError):
     transient = True
 
 
-class Scheduler(Protocol):
-    """Jobs are found again by the tag, which the scheduler keeps as the job's name."""
+class SubmitDeferred(HpcrunnerError):
+    """The scheduler certainly did not take the job, for a reason that is not the job's: it can't be reached, or
+    has too many jobs now. Worth trying again, for however long it takes."""
 
+    transient = True
+    is_limit = False
+    """It has too many jobs."""
+    again_at_once = False
+    """It would take a smaller batch, maybe."""
+
+
+class Scheduler(Protocol):
     settles: float
-    """Seconds after which a job that was submitted without an answer must be visible to `find`, if it exists."""
+    """Seconds after which a job that was submitted without an answer must be visible, if it exists."""
+    exit_grace: float
+    """Seconds that the exit file of a job that ended may take to become visible here."""
+    template: str
+    """The job script's template."""
+    binds_gpus: bool
+    """Whether the scheduler itself chooses a job's GPUs and tells it in CUDA_VISIBLE_DEVICES."""
+    builds_images: bool
+    """Whether the site wants images to be built by jobs."""
 
     def __init__(self, site: Any) -> None: ...
 
@@ -60,23 +114,43 @@ class Scheduler(Protocol):
         for only if asked for, since that takes time."""
         ...
 
-    def refusal(self, request: Request, walltime: float) -> str | None:
-        """Why a job of this size can never run here, naming the limit; None if it can."""
+    def place(self, request: Request, walltime: float) -> Place | str:
+        """Where a job of this size runs, or why it can never run here, naming the limit. `walltime`: seconds that
+        it wants, which may be more than it gets."""
         ...
 
-    def submit(self, submission: Submission) -> str:
-        """Returns the job's id. Raises SubmitUnclear if it may have been accepted, any other HpcrunnerError
-        (with its `transient`) if it certainly was not."""
+    def script_values(self, submission: Submission) -> Mapping[str, Any]:
+        """What its template needs beside what all have in common."""
         ...
 
-    def find(self, jobs: Iterable[Job]) -> Mapping[str, str]:
-        """The ids of those that exist or existed, by tag."""
+    def batches(self, submissions: Sequence[Submission]) -> list[Batch]:
+        """How they go out: equal ones together, where the scheduler can take them so."""
         ...
 
-    def states(self, jobs: Iterable[Job]) -> Mapping[str, JobState]:
-        """The state of each, by tag."""
+    def submit(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Sequence[str] | HpcrunnerError]]:
+        """The jobs' ids, or what went wrong, for each batch as its answer comes.
+
+        SubmitUnclear: it may have been accepted. SubmitDeferred: it was not, and that says nothing of the job. Any
+        other HpcrunnerError: it was refused, for good unless `transient`.
+        """
         ...
 
-    def cancel(self, jobs: Iterable[Job]) -> None:
-        """Asks them to stop: SIGTERM, the site's grace, SIGKILL. Returns at once."""
+    def build(self, job: BuildJob) -> str:
+        """Submits the build of an image; returns the job's id. Raises as `submit` answers."""
+        ...
+
+    def begin(self) -> None:
+        """A new tick: what was looked at before may be looked at again."""
+        ...
+
+    def states(self, jobs: Iterable[Job], *, urgent: bool = False) -> Mapping[str, JobStatus]:
+        """The state of each, by tag. `urgent`: something waits for the answer."""
+        ...
+
+    def cancel(self, jobs: Iterable[Job], *, now: bool = False) -> None:
+        """Asks them to stop: SIGTERM, the site's grace, SIGKILL; `now` leaves no time. Returns at once."""
+        ...
+
+    def live(self, prefix: str) -> list[LiveJob]:
+        """The jobs that exist now and whose names begin so. Raises UnavailableError."""
         ...

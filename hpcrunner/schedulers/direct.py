@@ -10,17 +10,17 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpcrunner import proc
-from hpcrunner.errors import UnavailableError
+from hpcrunner.errors import HpcrunnerError, UnavailableError
 from hpcrunner.gpus import detect
-from hpcrunner.model import Capacity, Gpu, Request
-from hpcrunner.schedulers.base import Job, JobState, Submission
+from hpcrunner.model import UNKNOWN, Capacity, Gpu, JobStatus, Phase, Place, Request
+from hpcrunner.schedulers.base import Batch, BuildJob, Job, LiveJob, Submission
 from hpcrunner.units import format_size
 
 
@@ -39,6 +39,10 @@ class Owner:
 
 class DirectScheduler:
     settles = 0.0
+    exit_grace = 0.0
+    template = "direct.sh.j2"
+    binds_gpus = False
+    builds_images = False
 
     def __init__(self, site: Any) -> None:
         self._site = site
@@ -49,10 +53,40 @@ class DirectScheduler:
             self._gpus = () if self._site.cpu_only else tuple(detect()[: self._site.max_gpus])
         return _capacity(self._site, self._gpus or ())
 
-    def refusal(self, request: Request, walltime: float) -> str | None:
-        return misfit(request, self.capacity(gpus=request.gpus > 0))
+    def place(self, request: Request, walltime: float) -> Place | str:
+        return misfit(request, self.capacity(gpus=request.gpus > 0)) or Place()
 
-    def submit(self, submission: Submission) -> str:
+    def script_values(self, submission: Submission) -> Mapping[str, Any]:
+        return {}
+
+    def batches(self, submissions: Sequence[Submission]) -> list[Batch]:
+        return [Batch(one.tag, (one,)) for one in submissions]
+
+    def submit(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Sequence[str] | HpcrunnerError]]:
+        for batch in batches:
+            try:
+                yield batch, [self._start(one) for one in batch.jobs]
+            except HpcrunnerError as error:
+                yield batch, error
+
+    def build(self, job: BuildJob) -> str:
+        raise UnavailableError("images are built by hpcrunner itself here")
+
+    def begin(self) -> None:
+        pass
+
+    def states(self, jobs: Iterable[Job], *, urgent: bool = False) -> Mapping[str, JobStatus]:
+        for child in list(_children):
+            if child.poll() is not None:
+                _children.remove(child)
+        jobs = list(jobs)
+        states = {job.tag: self._state(job) for job in jobs}
+        # A process that was started a moment ago may not have come to its claim yet.
+        missing = {job.tag for job in jobs if not job.job_id and states[job.tag].phase is Phase.GONE}
+        found = _processes(missing) if missing else {}
+        return {**states, **{tag: JobStatus(Phase.PENDING, job_id, tag) for tag, job_id in found.items()}}
+
+    def _start(self, submission: Submission) -> str:
         log = submission.run_dir / "job.log"
         try:
             with log.open("ab") as stream:
@@ -66,20 +100,7 @@ class DirectScheduler:
         _children.append(child)
         return f"{child.pid}@{proc.host_name()}"
 
-    def find(self, jobs: Iterable[Job]) -> Mapping[str, str]:
-        jobs = list(jobs)
-        found = {job.tag: owner.job_id for job in jobs if (owner := _owner(job)) and owner.tag == job.tag}
-        # A process that was started a moment ago may not have come to its claim yet.
-        missing = {job.tag for job in jobs} - found.keys()
-        return {**found, **(_processes(missing) if missing else {})}
-
-    def states(self, jobs: Iterable[Job]) -> Mapping[str, JobState]:
-        for child in list(_children):
-            if child.poll() is not None:
-                _children.remove(child)
-        return {job.tag: self._state(job) for job in jobs}
-
-    def cancel(self, jobs: Iterable[Job]) -> None:
+    def cancel(self, jobs: Iterable[Job], *, now: bool = False) -> None:
         for job in jobs:
             owner = _owner(job)
             if owner is None:
@@ -90,16 +111,22 @@ class DirectScheduler:
             else:
                 _kill_orphans(owner)
 
-    def _state(self, job: Job) -> JobState:
+    def live(self, prefix: str) -> list[LiveJob]:
+        return [LiveJob(job_id, tag, "RUNNING") for tag, job_id in _processes(None).items() if tag.startswith(prefix)]
+
+    def _state(self, job: Job) -> JobStatus:
         owner = _owner(job)
         if owner is None:
             pid, _, host = job.job_id.partition("@")
-            if host != proc.host_name():
-                return JobState.UNKNOWN
-            return JobState.PENDING if _has_tag(int(pid), job.tag) else JobState.GONE
+            if job.job_id and host != proc.host_name():
+                return UNKNOWN
+            is_there = bool(pid) and _has_tag(int(pid), job.tag)
+            return JobStatus(Phase.PENDING if is_there else Phase.GONE, job.job_id, job.tag)
+        if not job.job_id and owner.tag != job.tag:
+            return JobStatus(Phase.GONE)
         if owner.host != proc.host_name():
-            return JobState.UNKNOWN
-        return JobState.RUNNING if _lives(owner) else JobState.GONE
+            return UNKNOWN if job.job_id else JobStatus(Phase.RUNNING, owner.job_id, job.tag)
+        return JobStatus(Phase.RUNNING if _lives(owner) else Phase.GONE, owner.job_id, job.tag, node=owner.host)
 
 
 _children: list[subprocess.Popen[bytes]] = []
@@ -170,8 +197,8 @@ def _has_tag(pid: int, tag: str) -> bool:
         return False
 
 
-def _processes(tags: set[str]) -> dict[str, str]:
-    """Ids of the processes that carry one of the tags in the environment they were started with."""
+def _processes(tags: set[str] | None) -> dict[str, str]:
+    """Ids of the processes that carry one of the tags (None: any) in the environment they were started with."""
     found: dict[str, str] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -181,7 +208,7 @@ def _processes(tags: set[str]) -> dict[str, str]:
                 continue
             for item in environ:
                 name, _, value = item.decode("utf-8", "replace").partition("=")
-                if name == "HPCRUNNER_TAG" and value in tags:
+                if name == "HPCRUNNER_TAG" and (tags is None or value in tags):
                     found.setdefault(value, f"{entry.name}@{proc.host_name()}")
     return found
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hpcrunner.errors import StoreError
 
@@ -24,6 +25,8 @@ _LARGEST_RECORD = 64 * 2**20
 class LocalStore:
     def __init__(self, site: Any, credentials: Mapping[str, Any] | None) -> None:
         self._roots = [Path(os.path.realpath(root)) for root in site.store_roots]
+        # The same after a crash, so that what was half-written then is replaced; another install's differs.
+        self._mark = sha256(os.fsencode(site.state_dir)).hexdigest()[:12]
 
     def location(self, endpoint: str | None, bucket: str | None, key: str) -> str:
         # A `~` travels as it is in the message and means the home of whoever reads it.
@@ -46,7 +49,11 @@ class LocalStore:
         return True
 
     def put(self, source: Path, location: str) -> None:
-        self._place(location, lambda part: shutil.copyfile(source, part))
+        def copy(writer: BinaryIO) -> None:
+            with source.open("rb") as reader:
+                shutil.copyfileobj(reader, writer, 2**20)
+
+        self._place(location, copy)
 
     def read(self, location: str) -> bytes | None:
         path = self._path(location)
@@ -62,16 +69,18 @@ class LocalStore:
         return data
 
     def write(self, data: bytes, location: str) -> None:
-        self._place(location, lambda part: part.write_bytes(data))
+        self._place(location, lambda writer: writer.write(data))
 
-    def _place(self, location: str, make: Any) -> None:
+    def _place(self, location: str, make: Callable[[BinaryIO], object]) -> None:
         path = self._path(location)
-        part = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
+        part = path.with_name(f".{path.name[:200]}.{self._mark}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._path(location)  # Again, now that all of its folders exist.
+            part.unlink(missing_ok=True)
             try:
-                make(part)
+                with part.open("xb") as writer:
+                    make(writer)
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)

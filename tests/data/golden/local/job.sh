@@ -1,7 +1,7 @@
 #!/bin/bash
 # hpcrunner job hr0000000000000: experiment exp_local_1
 #
-# Files it leaves in /srv/hpcrunner/runs/exp_local_1-0.1/status, each by rename:
+# Files it leaves in the folder `status` of its run directory, each by rename:
 #   owner     who runs this: tag, host, boot id, pid, start time of the process
 #   started   Unix time
 #   program   made by the program's own environment: the container did start
@@ -12,38 +12,12 @@ tag=hr0000000000000
 grace=30
 now() { date +%s.%N; }
 place() { printf '%s\n' "$2" >"status/.$1.$$" && mv -f "status/.$1.$$" "status/$1"; }
+# The spool tells hpcrunner which of its many run directories to look at.
+tell() { : >/srv/hpcrunner/spool/."$tag" && mv -f /srv/hpcrunner/spool/."$tag" /srv/hpcrunner/spool/"$tag"; }
 
-# Claim the run directory. A hard link is made or not made, on every file system, so of two jobs that were
-# started for one attempt (an answer of the scheduler was lost) only one runs.
-read -r stat </proc/$$/stat
-stat=${stat##*) }
-# shellcheck disable=SC2086  # the fields of /proc/PID/stat, from the third on
-set -- $stat
-read -r boot </proc/sys/kernel/random/boot_id
-host=$(uname -n)
-printf '%s\n' "$tag $host $boot $$ ${20}" >"status/.owner.$$"
-if ! ln "status/.owner.$$" status/owner 2>/dev/null; then
-    mv -f "status/.owner.$$" "status/duplicate.$$"
-    exit 0
-fi
-rm -f "status/.owner.$$"
-started=$(now)
-place started "$started"
-
-# Every background job gets a process group of its own, which can be stopped as a whole.
-set -m
 cause=exit
 child=
-stop() {  # stop CAUSE: SIGTERM to the program and all its children, the grace, SIGKILL
-    [[ $cause == exit ]] || return
-    cause=$1
-    [[ $child ]] || return
-    kill -TERM -- "-$child" 2>/dev/null
-    { sleep "$grace"; kill -KILL -- "-$child"; } 2>/dev/null &
-}
-trap 'stop cancelled' TERM INT HUP
-trap 'stop max_duration' USR1
-
+started=
 finish() {  # finish CODE
     # Timers, and whatever the program left running, end with this session.
     local file stat pid
@@ -54,14 +28,51 @@ finish() {  # finish CODE
         pid=${file//[!0-9]/}
         [[ ${stat[3]-} != "$$" || $pid == "$$" ]] || kill -KILL "$pid" 2>/dev/null
     done
-    place exit "$1 $cause $started $(now) $host"
-    # The spool tells hpcrunner which of its many run directories to look at.
-    : >/srv/hpcrunner/spool/."$tag" && mv -f /srv/hpcrunner/spool/."$tag" /srv/hpcrunner/spool/"$tag"
+    place exit "$1 $cause ${started:=$(now)} $(now) $host"
+    tell
     exit 0
 }
+stop() {  # stop CAUSE: SIGTERM to the program and all its children, the grace, SIGKILL
+    [[ $cause == exit ]] || return
+    cause=$1
+    [[ ! $child ]] || end_child
+}
+end_child() {
+    kill -TERM -- "-$child" 2>/dev/null
+    # A scheduler's own SIGTERM may reach every process of a job, this one too.
+    { trap '' TERM INT HUP; sleep "$grace"; kill -KILL -- "-$child"; } 2>/dev/null &
+}
+
+# Claim the run directory. A hard link is made or not made, on every file system that has them, and so is a folder.
+# Of two jobs that were started for one attempt (an answer of the scheduler was lost) only one runs.
+claim() {
+    ln "$1" status/owner 2>/dev/null && return
+    [[ ! -e status/owner ]] && mkdir status/claim 2>/dev/null && cp "$1" status/owner
+}
+read -r stat </proc/$$/stat
+stat=${stat##*) }
+# shellcheck disable=SC2086  # the fields of /proc/PID/stat, from the third on
+set -- $stat
+read -r boot </proc/sys/kernel/random/boot_id
+host=$(uname -n)
+printf '%s\n' "$tag $host $boot $$ ${20}" >"status/.owner.$$"
+if ! claim "status/.owner.$$"; then
+    mv -f "status/.owner.$$" "status/duplicate.$$"
+    exit 0
+fi
+rm -f "status/.owner.$$"
+started=$(now)
+place started "$started"
+
+# Every background job gets a process group of its own, which can be stopped as a whole.
+set -m
+trap 'stop cancelled' TERM INT HUP
+limit=600
+limit_name=max_duration
+trap 'stop "$limit_name"' USR1
 
 (
-    trap - TERM INT HUP USR1
+    trap - TERM INT HUP USR1 USR2
     exec </dev/null >>/srv/hpcrunner/runs/exp_local_1-0.1/studioml/experiments/exp_local_1/output/output 2>&1
     cd /srv/hpcrunner/runs/exp_local_1-0.1/studioml/experiments/exp_local_1/workspace || exit 73
     umask 022
@@ -76,8 +87,10 @@ exit 127' sh /srv/hpcrunner/runs/exp_local_1-0.1/status/program train.py a1 arg 
 ) &
 child=$!
 # Told to stop in the moment before there was a child to stop.
-[[ $cause == exit ]] || { kill -TERM -- "-$child"; { sleep "$grace"; kill -KILL -- "-$child"; } & } 2>/dev/null
-{ sleep 600; kill -USR1 $$; } &
+[[ $cause == exit ]] || end_child
+# Not if the sleep itself is killed, as all processes of a job are by a scheduler that ends it.
+{ sleep "$limit" && kill -USR1 $$; } &
+timer=$!
 
 # `wait` returns early when a signal comes in, or when the program is suspended.
 while :; do

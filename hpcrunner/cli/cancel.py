@@ -1,0 +1,74 @@
+"""`hpcrunner cancel` and `hpcrunner resolve`: requests to whoever works on the install, this process if nobody does."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hpcrunner.cli.common import configuration, set_up_logging
+from hpcrunner.config.site import Site
+from hpcrunner.engine.cancel import request
+from hpcrunner.errors import BusyError, NotFoundError, UsageError
+from hpcrunner.journal.store import Journal
+from hpcrunner.layout import StateDir
+from hpcrunner.model import ACTIVE, Run, State
+
+
+def cancel(arguments: argparse.Namespace) -> int:
+    site = configuration(arguments).site
+    set_up_logging(site.log_level)
+    wanted = []
+    for key, runs in _find(site, arguments.key).items():
+        if any(run.state in ACTIVE and run.state is not State.ENDING for run in runs):
+            wanted.append(key)
+        else:
+            print(f"{key}: is over already")
+    folder = StateDir(site.state_dir).requests
+    for key in wanted:
+        request(folder, {"cancel": key, "reason": arguments.reason or "by hpcrunner cancel"})
+    if wanted:
+        several = "s" * (len(wanted) > 1)
+        _carry_out(site, f"{len(wanted)} experiment{several} being cancelled; results so far are returned")
+    return 0
+
+
+def resolve(arguments: argparse.Namespace) -> int:
+    site = configuration(arguments).site
+    set_up_logging(site.log_level)
+    runs = _find(site, [arguments.key])[arguments.key]
+    if not any(run.state is State.SUBMITTING for run in runs):
+        raise UsageError(f"{arguments.key}: nothing to resolve: it is not being submitted, but {runs[-1].state.value}")
+    content: dict[str, Any] = {"resolve": arguments.key, "job": arguments.job}
+    request(StateDir(site.state_dir).requests, content)
+    _carry_out(site, f"{arguments.key}: " + (f"is job {arguments.job}" if arguments.job else "will be submitted again"))
+    return 0
+
+
+def _find(site: Site, keys: list[str]) -> dict[str, list[Run]]:
+    """Raises NotFoundError if one of them is unknown; then nothing is done to any."""
+    with Journal(StateDir(site.state_dir).journal, read_only=True) as journal:
+        missing, found = [], {}
+        for key in dict.fromkeys(keys):
+            try:
+                found[key] = journal.find(key)
+            except NotFoundError as error:
+                missing.append(str(error))
+    if missing:
+        raise NotFoundError("\n".join(missing))
+    return found
+
+
+def _carry_out(site: Site, text: str) -> None:
+    from hpcrunner.engine.act import move_all
+    from hpcrunner.engine.cancel import take_requests
+    from hpcrunner.engine.install import Install
+
+    try:
+        with Journal(StateDir(site.state_dir).journal) as journal:
+            install = Install(site, journal)
+            take_requests(install)
+            move_all(install)
+    except BusyError:
+        print(f"{text}, by the hpcrunner that works on this install, at its next look")
+    else:
+        print(text)

@@ -1,0 +1,80 @@
+"""Where images are built: by a process of this host, or by a job of the scheduler, as the site says.
+
+A job is marked down in the build's folder before it is submitted, `job.json` with the name by which it is found again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from hpcrunner.config.site import Site
+from hpcrunner.engine.install import log
+from hpcrunner.errors import HpcrunnerError
+from hpcrunner.files import write_durably
+from hpcrunner.images.cache import Images, builder_command, crash_count
+from hpcrunner.model import UNKNOWN, Image, ImageState, JobStatus, Phase
+from hpcrunner.schedulers.base import BuildJob, Job, Scheduler, SubmitUnclear
+
+
+class Builds:
+    def __init__(self, site: Site, images: Images, scheduler: Scheduler, prefix: str) -> None:
+        self._site, self._images, self._scheduler = site, images, scheduler
+        self._prefix = prefix
+
+    def jobs(self, digests: Iterable[str]) -> list[Job]:
+        """The jobs that build some of these images, as far as they were submitted."""
+        marked = ((digest, self._mark(digest)) for digest in digests)
+        return [Job(mark["name"], "", self._images.folder(digest), mark["name"], since=float(mark["at"]))
+                for digest, mark in marked if mark]
+
+    def look(self, digests: Collection[str], states: Mapping[str, JobStatus]) -> dict[str, Image]:
+        return {digest: self._look(digest, states) for digest in digests}
+
+    def start(self, digest: str) -> None:
+        """Raises HpcrunnerError if the scheduler does not take it."""
+        if not self._scheduler.builds_images:
+            self._images.build(digest)
+            return
+        folder = self._images.folder(digest)
+        name = f"hb{self._prefix}{digest[:6]}{int(time.time() * 1000) % 1000:03}"
+        mark = {"name": name, "at": time.time(), "begun": crash_count(folder)[0]}
+        write_durably(folder / "job.json", json.dumps(mark), 0o600)
+        try:
+            job_id = self._scheduler.build(BuildJob(name, folder, *builder_command(folder), self._site.build_timeout))
+        except SubmitUnclear as error:
+            log.warning("image %s: %s; it is looked for before it is submitted again", digest[:12], error)
+        except HpcrunnerError:
+            (folder / "job.json").unlink()
+            raise
+        else:
+            log.info("image %s: being built by job %s", digest[:12], job_id)
+
+    def _look(self, digest: str, states: Mapping[str, JobStatus]) -> Image:
+        image = self._images.look(digest)
+        mark = self._mark(digest)
+        if mark is None or image.state is ImageState.BUILDING:
+            return image
+        job = states.get(mark["name"], UNKNOWN)
+        if image.state is ImageState.MISSING and job.phase not in (Phase.ENDED, Phase.GONE):
+            return Image(ImageState.BUILDING, job.reason if job.phase is Phase.PENDING else "")
+        folder = self._images.folder(digest)
+        if image.state is ImageState.MISSING:
+            if job.phase is Phase.GONE and time.time() < float(mark["at"]) + self._scheduler.settles:
+                return Image(ImageState.BUILDING)
+            log.warning("image %s: the job that was to build it ended without a word: %s", digest[:12], job.reason)
+            if crash_count(folder)[0] <= int(mark["begun"]):
+                # It did not even begin; that counts, or it would be tried for ever.
+                with (folder / "begun").open("ab") as begun:
+                    begun.write(b".")
+        (folder / "job.json").unlink(missing_ok=True)
+        return self._images.look(digest)
+
+    def _mark(self, digest: str) -> dict[str, Any] | None:
+        try:
+            mark: dict[str, Any] = json.loads((self._images.folder(digest) / "job.json").read_text())
+            return mark
+        except (OSError, ValueError):
+            return None

@@ -1,0 +1,108 @@
+"""Ending what somebody wants ended: by command, by the client's record, by deleting the queue."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpcrunner.engine import record
+from hpcrunner.engine.actions import Cancel
+from hpcrunner.engine.install import Install, log
+from hpcrunner.errors import HpcrunnerError
+from hpcrunner.model import ACTIVE, Run, State
+
+_CHECK_EVERY = 15.0
+_CHECKS = 100
+"""Records that one tick reads at most: with more runs than that they take turns."""
+
+
+def cancel(install: Install, actions: Sequence[Cancel]) -> None:
+    """Tells the scheduler, many jobs in one call; the journal knows first."""
+    at = time.time()
+    with install.journal.together():
+        for action in actions:
+            text = "its time to stop is over" if action.now else f"cancelling: {action.reason}"
+            install.journal.note(action.run, text, cancelling=action.reason, cancelled_at=at)
+    for now in (False, True):
+        runs = [action.run for action in actions if action.now is now]
+        if not runs:
+            continue
+        log.info("cancelling %s", ", ".join(run.key for run in runs[:5]) + (", ..." if len(runs) > 5 else ""))
+        try:
+            install.scheduler.cancel([install.job(run) for run in runs], now=now)
+        except HpcrunnerError as error:
+            log.warning("not cancelled yet: %s", error)
+
+
+def request(folder: Path, content: dict[str, Any]) -> Path:
+    """Leaves a request for whoever works on the install, under a name that says when it was made."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"{time.time_ns()}.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content))
+    part.replace(path)
+    return path
+
+
+def take_requests(install: Install) -> None:
+    """Puts what commands asked for into the journal."""
+    for path, asked in _requests(install.state.requests):
+        try:
+            if "cancel" in asked:
+                _cancel_key(install, str(asked["cancel"]), str(asked.get("reason") or "by hpcrunner cancel"))
+            elif "resolve" in asked:
+                _resolve(install, str(asked["resolve"]), asked.get("job"))
+        except HpcrunnerError as error:
+            log.warning("%s: %s", path.name, error)
+        path.unlink(missing_ok=True)
+
+
+def stopped_by_users(install: Install) -> frozenset[int]:
+    """Runs whose client's record says `stopped`. Reads some records only: see `_CHECKS`."""
+    now = time.time()
+    before, _, last = install.journal.recall("stopped").partition(" ")
+    if before and 0 <= now - float(before) < _CHECK_EVERY:
+        return frozenset()
+    runs = [run for run in install.journal.runs(ACTIVE - {State.ENDING}) if not run.cancelling]
+    if not runs:
+        return frozenset()
+    start = next((index for index, run in enumerate(runs) if run.id > int(last or 0)), 0)
+    turn = (runs[start:] + runs[:start])[:_CHECKS]
+    install.journal.remember("stopped", f"{now} {turn[-1].id}")
+    return frozenset(run.id for run in turn if _is_stopped(install, run))
+
+
+def _is_stopped(install: Install, run: Run) -> bool:
+    try:
+        return record.status(install, install.experiment(run)) == "stopped"
+    except HpcrunnerError:
+        return False  # The store is away; that is told where it matters.
+
+
+def _requests(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.glob("*.json")):
+        try:
+            asked = json.loads(path.read_text())
+        except (OSError, ValueError):
+            asked = {}
+        yield path, asked if isinstance(asked, dict) else {}
+
+
+def _cancel_key(install: Install, key: str, reason: str) -> None:
+    for run in install.journal.find(key):
+        if run.state in ACTIVE and run.state is not State.ENDING and not run.cancelling:
+            install.journal.note(run, f"to be cancelled: {reason}", cancelling=reason)
+
+
+def _resolve(install: Install, key: str, job_id: Any) -> None:
+    """Somebody looked himself whether a job exists whose submission had no answer."""
+    for run in install.journal.find(key):
+        if run.state is State.SUBMITTING and job_id:
+            install.journal.move(run, State.SUBMITTED, f"is job {job_id}, says the operator", job_id=str(job_id))
+        elif run.state is State.SUBMITTING:
+            install.journal.move(run, State.READY, "there is no job, says the operator; submitted again", gpu_ids=())

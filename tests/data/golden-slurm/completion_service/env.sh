@@ -1,0 +1,9 @@
+export APPTAINERENV_CUDA_DEVICE_ORDER=PCI_BUS_ID
+export APPTAINERENV_CUDA_VISIBLE_DEVICES=-1
+export APPTAINERENV_HPCRUNNER_EXPERIMENT=completion_service_demo_1
+export APPTAINERENV_HPCRUNNER_RUN_DIR=/srv/hpcrunner/runs/completion_service_demo_1-0.1
+export APPTAINERENV_MY_VAR=hello
+export APPTAINERENV_NVIDIA_VISIBLE_DEVICES=void
+export APPTAINERENV_PYTHONUNBUFFERED=TRUE
+export APPTAINERENV_STUDIOML_EXPERIMENT=completion_service_demo_1
+export APPTAINERENV_STUDIOML_HOME=/srv/hpcrunner/runs/completion_service_demo_1-0.1/studioml

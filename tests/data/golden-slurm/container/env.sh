@@ -1,0 +1,7 @@
+export APPTAINERENV_CUDA_DEVICE_ORDER=PCI_BUS_ID
+export APPTAINERENV_HPCRUNNER_EXPERIMENT=exp_container_1
+export APPTAINERENV_HPCRUNNER_RUN_DIR=/srv/hpcrunner/runs/exp_container_1-0.1
+export APPTAINERENV_MY_VAR=hello
+export APPTAINERENV_PYTHONUNBUFFERED=TRUE
+export APPTAINERENV_STUDIOML_EXPERIMENT=exp_container_1
+export APPTAINERENV_STUDIOML_HOME=/srv/hpcrunner/runs/exp_container_1-0.1/studioml

@@ -1,0 +1,157 @@
+#!/bin/bash
+#SBATCH --job-name=hr0000000000000
+#SBATCH --partition=cpu
+#SBATCH --account=main
+#SBATCH --qos=normal
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=1
+#SBATCH --mem=1024M
+#SBATCH --time=0-00:12:00
+#SBATCH --signal=B:USR2@60
+#SBATCH --no-requeue
+#SBATCH --export=ALL
+#SBATCH --chdir=/srv/hpcrunner/runs/exp_local_1-0.1
+#SBATCH --output=/srv/hpcrunner/runs/exp_local_1-0.1/job.log
+#SBATCH --open-mode=append
+#SBATCH --comment="it has blanks"
+# hpcrunner job hr0000000000000: experiment exp_local_1
+#
+# Files it leaves in the folder `status` of its run directory, each by rename:
+#   owner     who runs this: tag, node, Slurm's job id, job name
+#   crashes   a dot for each time that its node was lost without a word
+#   started   Unix time
+#   program   made by the program's own environment: the container did start
+#   exit      code, cause, start, end, host
+umask 077
+cd /srv/hpcrunner/runs/exp_local_1-0.1 || exit 73
+tag=hr0000000000000
+grace=30
+now() { date +%s.%N; }
+place() { printf '%s\n' "$2" >"status/.$1.$$" && mv -f "status/.$1.$$" "status/$1"; }
+# The spool tells hpcrunner which of its many run directories to look at.
+tell() { : >/srv/hpcrunner/spool/."$tag" && mv -f /srv/hpcrunner/spool/."$tag" /srv/hpcrunner/spool/"$tag"; }
+
+cause=exit
+child=
+started=
+finish() {  # finish CODE
+    [[ ! ${timer-} ]] || kill -KILL -- "-$timer" 2>/dev/null
+    [[ ! $child ]] || kill -KILL -- "-$child" 2>/dev/null
+    place exit "$1 $cause ${started:=$(now)} $(now) $host"
+    tell
+    exit "$1"
+}
+stop() {  # stop CAUSE: SIGTERM to the program and all its children, the grace, SIGKILL
+    [[ $cause == exit ]] || return
+    cause=$1
+    # If Slurm starts this job again it shall know that its node was not lost.
+    [[ $1 != cancelled ]] || place interrupted "$(now)"
+    [[ ! $child ]] || end_child
+}
+end_child() {
+    kill -TERM -- "-$child" 2>/dev/null
+    # A scheduler's own SIGTERM may reach every process of a job, this one too.
+    { trap '' TERM INT HUP; sleep "$grace"; kill -KILL -- "-$child"; } 2>/dev/null &
+}
+
+# Claim the run directory. A hard link is made or not made, on every file system that has them, and so is a folder.
+# Of two jobs that were started for one attempt (an answer of the scheduler was lost) only one runs.
+claim() {
+    ln "$1" status/owner 2>/dev/null && return
+    [[ ! -e status/owner ]] && mkdir status/claim 2>/dev/null && cp "$1" status/owner
+}
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
+host=${SLURMD_NODENAME:-$(uname -n)}
+note() { printf '[hpcrunner] %s\n' "$*" >>/srv/hpcrunner/runs/exp_local_1-0.1/studioml/experiments/exp_local_1/output/output; }
+printf '%s\n' "$tag $host $job $SLURM_JOB_NAME" >"status/.owner.$job"
+if ! claim "status/.owner.$job"; then
+    read -r _ _ owner _ <status/owner
+    if [[ $owner != "$job" ]]; then
+        mv -f "status/.owner.$job" "status/duplicate.$job"
+        exit 0
+    fi
+    # The same job again: Slurm requeued it. It goes on with the files that are there.
+    cp -f "status/.owner.$job" status/.owner && mv -f status/.owner status/owner
+    code='' cause=''
+    [[ ! -e status/exit ]] || read -r code cause _ <status/exit
+    case $cause in
+    '' | cancelled | preempted) ;;
+    *) # It had ended by itself when its node was taken.
+        tell
+        exit "$code"
+        ;;
+    esac
+    if [[ ! $cause && ! -e status/interrupted ]]; then
+        printf . >>status/crashes
+        if (($(stat -c %s status/crashes) > 2)); then
+            cause=crashed
+            finish 73
+        fi
+    fi
+    cause=exit
+    rm -f status/exit status/interrupted
+    note "continues on $host: Slurm had taken its node (start $((${SLURM_RESTART_COUNT:-0} + 1)))"
+fi
+rm -f "status/.owner.$job"
+started=$(now)
+place started "$started"
+
+# Every background job gets a process group of its own, which can be stopped as a whole.
+set -m
+trap 'stop cancelled' TERM INT HUP
+limit=600
+limit_name=max_duration
+trap 'stop "$limit_name"' USR1
+# Slurm takes the node soon: it preempts, or its own time limit is near; ours comes before that.
+begun=$SECONDS
+trap '((SECONDS - begun > 720 - 60 - 120)) || stop preempted' USR2
+# A batch script is no login shell, in which many sites define `module`.
+for file in /etc/profile.d/{lmod,z00_lmod,modules}.sh /usr/share/{lmod/lmod,modules}/init/bash; do
+    ! type module >/dev/null 2>&1 || break
+    # shellcheck source=/dev/null
+    [[ ! -r $file ]] || . "$file"
+done
+if ! module load apptainer/1.4; then
+    echo "[hpcrunner] module load apptainer/1.4 failed on $(uname -n)" >&2
+    cause=setup
+    ! declare -F finish >/dev/null || finish 73
+    exit 73
+fi
+
+(
+    trap - TERM INT HUP USR1 USR2
+    exec </dev/null >>/srv/hpcrunner/runs/exp_local_1-0.1/studioml/experiments/exp_local_1/output/output 2>&1
+    cd /srv/hpcrunner/runs/exp_local_1-0.1/studioml/experiments/exp_local_1/workspace || exit 73
+    umask 022
+    # shellcheck source=/dev/null
+    . /srv/hpcrunner/runs/exp_local_1-0.1/env.sh || exit 73
+    exec /usr/bin/apptainer -q exec --pid --cleanenv --no-eval --home /srv/hpcrunner/runs/exp_local_1-0.1/home --bind /srv/hpcrunner/runs/exp_local_1-0.1:/srv/hpcrunner/runs/exp_local_1-0.1 --pwd /srv/hpcrunner/runs/exp_local_1-0.1/studioml/experiments/exp_local_1/workspace /srv/hpcrunner/images/DIGEST.sif /bin/sh -c ': >"$1"; shift
+for python in /opt/hpcrunner/python python python3; do
+    if command -v "$python" >/dev/null 2>&1; then exec "$python" "$@"; fi
+done
+echo "hpcrunner: there is no Python in this image" >&2
+exit 127' sh /srv/hpcrunner/runs/exp_local_1-0.1/status/program train.py a1 arg two
+) &
+child=$!
+# Told to stop in the moment before there was a child to stop.
+[[ $cause == exit ]] || end_child
+# Not if the sleep itself is killed, as all processes of a job are by a scheduler that ends it.
+{ sleep "$limit" && kill -USR1 $$; } &
+timer=$!
+
+# `wait` returns early when a signal comes in, or when the program is suspended.
+while :; do
+    wait "$child"
+    code=$?
+    kill -0 "$child" 2>/dev/null || break
+    sleep 0.2
+done
+if [[ $cause == preempted ]]; then
+    # A job that ends now would not be requeued: it waits for Slurm to take its node.
+    place exit "$code $cause $started $(now) $host"
+    tell
+    trap 'exit "$code"' TERM
+    for ((left = 60 + 120; left > 0; left--)); do sleep 1; done
+fi
+finish "$code"
