@@ -141,7 +141,8 @@ class Exit:
     code: int
     """Exit code of the program; 128 + N if signal N ended it."""
     cause: str
-    """`exit`: it ended by itself; `max_duration`, `lifetime`, `walltime`, `partition`: that limit; `cancelled`: told
+    """`exit`: it ended by itself; `max_duration`, `default_duration`, `lifetime`, `walltime`,
+    `partition`: that limit; `cancelled`: told
     to stop; `preempted`: told that it will lose its node; `setup`: it never started; `crashed`: its node failed too
     often."""
     started_at: float

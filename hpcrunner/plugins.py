@@ -28,6 +28,13 @@ def load(group: str, name: str) -> Any:
         raise ConfigError(f"{name!r} of {group} can't be imported: {error}") from error
 
 
+def options(group: str, name: str) -> Any:
+    """The dataclass of options that a backend declares: `site_options` of its module or its class; None if it has
+    none. Raises ConfigError as `load`."""
+    module = import_module(path) if (path := _module(group, name)) else None
+    return getattr(module, "site_options", None) or getattr(load(group, name), "site_options", None)
+
+
 def is_known(group: str, name: str) -> bool:
     """Like `name in names(group)`, but fast for those that ship with hpcrunner."""
     return _module(group, name) is not None or name in _entry_points(group)

@@ -72,7 +72,7 @@ def test_command_line_beats_environment_beats_file(lab: Lab) -> None:
     def limit(*arguments: str, **env: str) -> str:
         lab.hpcrunner("render", str(message), "--out", str(lab.root / "out"), *arguments, env=env)
         script = (lab.root / "out" / "job.sh").read_text()
-        found = re.search(r"sleep ([0-9]+); kill -USR1", script)
+        found = re.search(r"^limit=([0-9]+)$", script, re.MULTILINE)
         return found[1] if found else ""
 
     assert limit() == "10800"

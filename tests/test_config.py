@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +20,13 @@ from hpcrunner import plugins, resources
 from hpcrunner.config import kinds
 from hpcrunner.config.load import Loaded, add_arguments, load, overrides_from, show
 from hpcrunner.config.reference import markdown
-from hpcrunner.config.schema import Given, Option, Origin
+from hpcrunner.config.schema import Given, Option, Origin, options_of
 from hpcrunner.config.site import OPTIONS
 from hpcrunner.errors import ConfigError, NotFoundError
+from hpcrunner.model import Place, Request
+from hpcrunner.schedulers.base import BuildJob, Submission
+from hpcrunner.schedulers.slurm.directives import build_directives, directives
+from hpcrunner.schedulers.slurm.options import Partition, SlurmOptions, directive
 
 MIB, GIB = 2**20, 2**30
 QUEUES = "queues: [{type: fake}]\n"
@@ -444,6 +450,212 @@ def test_two_files_may_extend_the_same_one(write: Write) -> None:
     for name in ("a", "b"):
         write(f"extends: base.yaml\nmax_jobs: 1\nenv: {{{name}: 1}}\n", f"{name}.yaml")
     assert read(write("extends: [a.yaml, b.yaml]\n")).site.env == {"a": "1", "b": "1"}
+
+
+# The section `slurm`
+
+
+def slurm(write: Write, text: str, **settings: Any) -> Any:
+    return read(write(f"{QUEUES}scheduler: slurm\nslurm: {text}\n"), **settings).site.slurm
+
+
+def test_slurm_has_a_default_for_everything(write: Write) -> None:
+    assert read(write(QUEUES)).site.slurm is None
+    assert slurm(write, "{}") == SlurmOptions()
+    held = slurm(write, "{partitions: {cpu: {}}}")
+    assert held.partitions == {"cpu": Partition()}
+    assert (Partition().max_walltime, Partition().max_gpus, Partition().preemptible) == (None, 0, False)
+
+
+@pytest.mark.parametrize(("text", "name", "value"), [
+    ("{account: p123}", "account", "p123"),
+    ("{gpu_types: {a100: 40GiB, h100.80: 80GB}}", "gpu_types", {"a100": 40 * GIB, "h100.80": 80 * GIB}),
+    ("{export: none}", "export", "NONE"),
+    ("{export: 'A,B_2'}", "export", "A,B_2"),
+    ("{modules: [apptainer/1.3.4, gcc]}", "modules", ("apptainer/1.3.4", "gcc")),
+    ("{constraint: 'a100|h100&ib'}", "constraint", "a100|h100&ib"),
+    ("{directives: [--exclusive]}", "directives", ("--exclusive",)),
+    ("{directives: [--reservation=maintenance, '--licenses matlab:1']}", "directives",
+     ("--reservation=maintenance", "--licenses matlab:1")),
+    ("""{directives: ['--comment="two words, a # and -x"']}""", "directives", ('--comment="two words, a # and -x"',)),
+    ("{requeue: always}", "requeue", "always"),
+    ("{warn: 0}", "warn", 0.0),
+    ("{bin_dir: ~/slurm/bin}", "bin_dir", Path("/home/ada/slurm/bin")),
+    ("{partitions: {gpu-long_2.x: {max_walltime: 2d, max_gpus: 4, gpu_types: [a100], directives: [--exclusive]}}}", "partitions",
+     {"gpu-long_2.x": Partition(max_walltime=2 * 86400, max_gpus=4, gpu_types=("a100",), directives=("--exclusive",))}),
+])
+def test_values_of_slurm(write: Write, text: str, name: str, value: Any) -> None:
+    assert getattr(slurm(write, text), name) == value
+
+
+BAD_SLURM = [
+    ("{acount: x}", r"3:9: slurm.acount: unknown; did you mean account\?"),
+    ("{zebra: x}", "3:9: slurm.zebra: unknown; docs/site-config.md lists all"),
+    ("{partitions: {cpu: {max_cpu: 4}}}", r"3:28: slurm.partitions.cpu.max_cpu: unknown; did you mean max_cpus\?"),
+    ("{partitions: {cpu: {memory: 4}}}", r"3:28: slurm.partitions.cpu.memory: unknown; did you mean max_memory\?"),
+    ("{partitions: {'a b': {}}}", "3:22: slurm.partitions: has the key 'a b'; allowed: names of partitions"),
+    ("{partitions: {'-x': {}}}", "3:22: slurm.partitions: has the key '-x'; allowed: names of partitions"),
+    ("{partitions: {'a,b': {}}}", "3:22: slurm.partitions: has the key 'a,b'; allowed: names of partitions"),
+    ("{partitions: [cpu, gpu]}", "3:21: slurm.partitions: holds a list; allowed: a mapping, from names of partitions to"),
+    ("{partitions: {cpu: 4}}", "3:27: slurm.partitions.cpu: holds '4'; allowed: a mapping of options"),
+    ("{partitions: {cpu: {max_walltime: 30}}}", r"3:42: slurm.partitions.cpu.max_walltime: holds '30' \(less than 60s\)"),
+    ("{partitions: {cpu: {max_walltime: long}}}", "3:42: slurm.partitions.cpu.max_walltime: holds 'long'; allowed: a duration"),
+    ("{partitions: {cpu: {max_memory: much}}}", "3:40: slurm.partitions.cpu.max_memory: holds 'much'; allowed: a size"),
+    ("{partitions: {cpu: {gpu_types: a100}}}", "3:39: slurm.partitions.cpu.gpu_types: holds 'a100'; allowed: a list"),
+    ("{account: 'a b'}", "3:18: slurm.account: holds 'a b'; allowed: an account"),
+    ("{qos: $(id)}", r"3:14: slurm.qos: holds '\$\(id\)'; allowed: a QOS"),
+    ('{constraint: "a\\nb"}', r"3:21: slurm.constraint: holds 'a\\nb'; allowed: features"),
+    ("{memory_flag: mem_per_cpu}", "3:22: slurm.memory_flag: holds 'mem_per_cpu'; allowed: mem, mem-per-cpu, mem-per-gpu or none"),
+    ("{gpu_types: {a100: big}}", "3:27: slurm.gpu_types.a100: holds 'big'; allowed: a size"),
+    ("{gpu_types: {'a 100': 1}}", "3:21: slurm.gpu_types: has the key 'a 100'; allowed: names of GPU types"),
+    ("{export: 'A;B'}", "3:17: slurm.export: holds 'A;B'; allowed: ALL, NONE, NIL, or names of variables"),
+    ("{modules: ['a; b']}", r"3:19: slurm.modules\[0\]: holds 'a; b'; allowed: the name of a module"),
+    ("{modules: [-f]}", r"3:19: slurm.modules\[0\]: holds '-f'"),
+    ("{max_array: 0}", "3:20: slurm.max_array: holds '0'; allowed: a whole number, 1 or more"),
+    ("cpu", "3:8: slurm: holds 'cpu'; allowed: a mapping of options"),
+    ("[]", "3:8: slurm: holds a list; allowed: a mapping of options"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), BAD_SLURM)
+def test_a_bad_value_of_slurm(write: Write, text: str, expected: str) -> None:
+    [problem] = problems(write(f"{QUEUES}scheduler: slurm\nslurm: {text}\n"))
+    assert re.match(f"site.yaml:{expected}", problem)
+
+
+def test_all_problems_of_slurm_are_reported_at_once_and_whoever_is_the_scheduler(write: Write) -> None:
+    text = "{acount: x, partitions: {'a b': {}, cpu: {max_cpus: 0, max_cpu: 1}}, directives: [--time=1, -x]}"
+    found = problems(write(f"{QUEUES}scheduler: direct\nslurm: {text}\n"))
+    assert [problem.partition(": ")[2].partition(":")[0] for problem in found] == [
+        "slurm.acount", "slurm.partitions", "slurm.partitions.cpu.max_cpu", "slurm.partitions.cpu.max_cpus",
+        "slurm.directives[0]", "slurm.directives[1]"]
+
+
+DIRECTIVES = [
+    ("--partition=gpu", "--partition is set by hpcrunner itself, from the experiment and the site's options"),
+    ("--part=gpu", "--partition is set by hpcrunner itself"),  # sbatch takes abbreviations
+    ("--p=gpu", "--parsable is set by hpcrunner itself"),
+    ("--par gpu", "--parsable is set by hpcrunner itself"),
+    ("--tim=1", "--time is set by hpcrunner itself"),
+    ("--time", "--time is set by hpcrunner itself"),
+    ("--no-req", "--no-requeue is set by hpcrunner itself"),
+    ("--job=x", "--job-name is set by hpcrunner itself"),
+    ("--gr=gpu:1", "--gres is set by hpcrunner itself"),
+    ("--wrap=reboot", "--wrap is set by hpcrunner itself"),
+    ("--ar=0-9", "--array is set by hpcrunner itself"),
+    ("--reservation=x --time=5", "it must be one option; blanks in its value need quotes"),
+    ("--licenses x --time=5", "it must be one option"),
+    ("--exclusive --hold", "it must be one option"),
+    ("--comment=two words", "it must be one option"),
+    ('--comment="open', "No closing quotation"),
+    ("-p gpu", "allowed: a long option of sbatch"),
+    ("reservation=x", "allowed: a long option of sbatch"),
+    ("#SBATCH --reservation=x", "allowed: a long option of sbatch"),
+    ("--Time=1", "allowed: a long option of sbatch"),
+    ("--", "allowed: a long option of sbatch"),
+    ("--comment=a\\nb", "allowed: a long option of sbatch"),
+    ("--comment=a\\x85b", "it must be one line"),
+]
+
+
+@pytest.mark.parametrize("where", ["directives: [{}]", "partitions: {{cpu: {{directives: [{}]}}}}"])
+@pytest.mark.parametrize(("directive", "expected"), DIRECTIVES)
+def test_directives_that_are_managed_or_more_than_one(write: Write, directive: str, expected: str, where: str) -> None:
+    quoted = '"' + directive.replace('"', '\\"') + '"'
+    [problem] = problems(write(f"{QUEUES}slurm: {{{where.format(quoted)}}}\n"))
+    assert "directives[0]: holds " in problem
+    assert expected in problem
+
+
+def test_whatever_hpcrunner_itself_tells_sbatch_is_managed() -> None:
+    """Otherwise a site's directive could silently win over it."""
+    told = set()
+    for memory, gpu, kind in product(("mem", "mem-per-cpu", "mem-per-gpu"), ("gres", "gpus", "gpus-per-node"),
+                                     ("gres", "constraint")):
+        for requeue, build in product(("always", "never"), (False, True)):
+            options = replace(SlurmOptions(), account="a", qos="q", memory_flag=memory, gpu_flag=gpu, gpu_type_flag=kind,
+                              requeue=requeue, disk_flag="tmp", array_throttle=2, build_partition="cpu")
+            job = Submission("t", Path("/s"), Path("/r"), Request(2, GIB, GIB, 1), 60, Place("cpu", gpu_type="a100"), avoid=("n1",))
+            lines = build_directives(options, BuildJob("b", Path("/f"), [], {}, 60)) if build else directives(
+                options, job, 30, name="n", folder=Path("/f"), log=Path("/l"), array=3)
+            told |= {line.removeprefix("--").partition("=")[0] for line in lines}
+    assert len(told) > 20
+    for name in told:
+        with pytest.raises(ConfigError, match="is set by hpcrunner itself"):
+            directive().read(Given(f"--{name}=1", Origin("site.yaml", Path(), {}), 1, 1), "directives")
+
+
+def test_partitions_merge_key_by_key(write: Write) -> None:
+    write("slurm:\n  account: base\n  qos: base\n  partitions:\n    cpu: {max_cpus: 4, max_memory: 8GiB}\n"
+          "    old: {max_cpus: 1}\n    gpu: {max_gpus: 2}\n  directives: [--exclusive]\n", "base.yaml")
+    path = write(f"extends: base.yaml\n{QUEUES}slurm:\n  account: mine\n  qos: null\n  partitions:\n"
+                 "    new: {max_cpus: 9}\n    gpu: {max_gpus: 8, max_cpus: 16}\n    cpu: {max_memory: null}\n    old:\n"
+                 "  directives: [--reservation=x]\n")
+    loaded = read(path)
+    held = loaded.site.slurm
+    # An experiment goes to the first that it fits in: the order is that of the file that is extended.
+    assert list(held.partitions) == ["cpu", "gpu", "new"]
+    assert held.partitions == {"cpu": Partition(max_cpus=4), "gpu": Partition(max_gpus=8, max_cpus=16),
+                               "new": Partition(max_cpus=9)}
+    assert (held.account, held.qos, held.directives) == ("mine", None, ("--reservation=x",))
+    assert {key: loaded.sources[f"slurm.{key}"] for key in ("account", "partitions.cpu.max_cpus", "partitions.gpu.max_gpus")} == {
+        "account": "site.yaml:4", "partitions.cpu.max_cpus": "base.yaml:5", "partitions.gpu.max_gpus": "site.yaml:8"}
+
+
+SLURM_SHOWN = """
+queues: [{type: fake}]
+scheduler: slurm
+slurm:
+  account: p123
+  partitions:
+    cpu: {max_walltime: 2d, max_cpus: 64, max_memory: 256GiB, max_disk: 1.5TB}
+    gpu.long: {max_walltime: 90m, max_gpus: 4, min_gpus: 1, gpu_types: [a100], preemptible: yes, qos: long,
+      constraint: 'a&b|c', directives: ['--comment="it''s # odd"', --exclusive]}
+    "null": {}
+  gpu_types: {a100: 40GiB, h100: 80GB}
+  export: none
+  modules: [apptainer/1.3]
+  directives: ['--licenses=a:1,b:2']
+  settle: 2.5s
+  bin_dir: $HOME/slurm $$x
+  array_throttle: 7
+"""
+
+
+def test_show_of_slurm_loads_to_the_same_site(write: Write) -> None:
+    loaded = read(write(SLURM_SHOWN))
+    text = show(loaded)
+    lines = text.splitlines()
+    assert "  account: p123  # site.yaml:5" in lines
+    assert "      max_walltime: 2d  # site.yaml:7" in lines
+    assert "      preemptible: true  # site.yaml:8" in lines
+    assert "  memory_flag: mem  # default" in lines
+    assert "  bin_dir: /home/ada/slurm $$x  # site.yaml:16" in lines
+    again = read(write(text, "elsewhere/shown.yaml"), {"HOME": "/home/other"})
+    assert again.site == loaded.site
+    assert list(again.site.slurm.partitions) == ["cpu", "gpu.long", "null"]
+    assert show(again).replace("elsewhere/shown.yaml", "site.yaml").count("# site.yaml") > 30
+
+
+def test_a_file_with_slurm_holds_no_secrets(write: Write) -> None:
+    path = write(SLURM_SHOWN)
+    path.chmod(0o644)
+    loaded = read(path)
+    assert loaded.warnings == ()
+    assert "***" not in show(loaded)
+
+
+def test_slurm_can_only_be_set_in_a_file(write: Write) -> None:
+    assert problems(write(QUEUES), {"HPCRUNNER_SLURM": "x"}) == [
+        "HPCRUNNER_SLURM: slurm holds more than one value; it can only be set in a file"]
+    assert read(write(QUEUES), {"HPCRUNNER_SCHEDULER": "slurm"}).site.scheduler == "slurm"
+
+
+def test_the_reference_page_has_every_key_of_slurm() -> None:
+    page = markdown()
+    for cls in (SlurmOptions, Partition):
+        for name, option in options_of(cls).items():
+            assert f"### `{name}`\n\n{option.doc}\n" in page
 
 
 # YAML

@@ -26,8 +26,8 @@ from hpcrunner.model import Place, Request
 from hpcrunner.schedulers.base import Batch, BuildJob, Submission
 from hpcrunner.schedulers.slurm import arrays
 from hpcrunner.schedulers.slurm.client import Client
-from hpcrunner.schedulers.slurm.directives import path as directive_path
 from hpcrunner.schedulers.slurm.scheduler import SlurmScheduler
+from sbatchscript import directives_of, options_of
 from slurmcluster import Slurm
 from slurmlab import SlurmLab
 
@@ -42,7 +42,7 @@ SLURM: dict[str, Any] = {"scheduler": "slurm", "slurm": {
         "cpu": {"max_walltime": "1d", "max_cpus": 16, "max_memory": "8000MB"},
         "gpu": {"max_walltime": "1d", "max_gpus": 4, "preemptible": True, "directives": ["--mail-type=NONE"]},
     },
-    "gpu_types": {"a100": "40GiB"}, "modules": ["apptainer/1.4"], "build_partition": "cpu", "array_throttle": 9,
+    "gpu_types": {"a100": "40GiB"}, "modules": ["apptainer/1.4"], "build_partition": "cpu", "build_memory": "2GiB", "array_throttle": 9,
     "directives": ['--comment="it has blanks"'],
 }}
 """For the partitions, the account and the QOS of the cluster that tests start, so that it can say what it thinks."""
@@ -146,29 +146,6 @@ def test_every_field_that_matters_has_its_effect(payload: Path, kind: str, tmp_p
 # -- what sbatch reads of a script --
 
 
-def directives_of(script: str) -> list[str]:
-    """What sbatch takes for its options: lines before the first command (sbatch(1), DESCRIPTION)."""
-    found = []
-    for line in script.splitlines()[1:]:
-        if line and not line.startswith("#"):
-            break
-        if line.startswith("#SBATCH"):
-            found.append(line.removeprefix("#SBATCH").strip())
-    return found
-
-
-def options_of(script: str) -> dict[str, str]:
-    """The options by name, read as sbatch reads them: in words, as a shell takes quotes."""
-    found = {}
-    for line in directives_of(script):
-        [word] = shlex.split(line, comments=True)
-        name, _, value = word.removeprefix("--").partition("=")
-        assert word.startswith("--"), line
-        assert name not in found, f"{name} is there twice"
-        found[name] = value
-    return found
-
-
 ALWAYS = {"job-name", "partition", "account", "qos", "nodes", "ntasks", "cpus-per-task", "time", "signal", "export", "chdir",
           "output", "open-mode", "comment"}
 
@@ -179,7 +156,7 @@ def test_options_stand_where_sbatch_looks(payload: Path) -> None:
     assert script.startswith("#!/bin/bash\n#SBATCH --job-name=hr0000000000000\n")
     assert script.count("#SBATCH") == len(directives_of(script))
     options = options_of(script)
-    assert ALWAYS <= options.keys()
+    assert options.keys() >= ALWAYS
     assert options.keys() - ALWAYS <= {"mem", "gres", "requeue", "no-requeue", "mail-type"}
     assert options["comment"] == "it has blanks"
     assert options["chdir"] == f"/srv/hpcrunner/runs/{json.loads(payload.read_text())['experiment']['key']}-0.1"
@@ -209,7 +186,7 @@ def test_scripts_of_arrays_and_of_image_builds(tmp_path: Path, monkeypatch: pyte
     as_recorded(DATA / "golden-slurm" / "other", files)
     array, build = options_of(files["array.sh"]), options_of(files["build.sh"])
     assert (array["array"], array["job-name"], array["mem"], array["gres"]) == ("0-2%9", "hrarray", "3072M", "gpu:1")
-    assert (build["partition"], build["time"], build["cpus-per-task"], build["mem"]) == ("cpu", "0-00:11:00", "4", "8192M")
+    assert (build["partition"], build["time"], build["cpus-per-task"], build["mem"]) == ("cpu", "0-00:11:00", "4", "2048M")
     assert "no-requeue" in build
     assert shlex.split(files["build.sh"].splitlines()[-1]) == [
         "exec", "/usr/bin/python3", "-m", "it's", "/srv/hpcrunner/image_dir/builds/digest"]
@@ -278,7 +255,7 @@ def test_hostile_values_are_nothing_but_values(where: str, kind: str, tmp_path: 
             assert (done.returncode, done.stderr) == (0, ""), value
 
 
-FOLDERS = ["a b", "it's", 'say "x"', "$(touch x)$HOME", "`id`", "100%", "%j%x", "#SBATCH", "a\\b", "a#b", "ä", "&;|<>*?", "{x}"]
+FOLDERS = ["a b", "it's", 'say "x"', "$(touch x)$HOME", "`id`", "100%", "%j%x", "#SBATCH", "a#b", "ä", "&;|<>*?", "{x}"]
 
 
 @pytest.mark.parametrize("name", FOLDERS, ids=ascii)
@@ -295,11 +272,11 @@ def test_odd_folders_are_quoted_for_sbatch_and_for_the_shell(name: str, tmp_path
     assert (done.stdout, done.stderr) == (f"{tmp_path / name}/exp_local_1-0.1\n", "")
 
 
-@pytest.mark.parametrize("name", ["a\nb", "a\n#SBATCH --hold", "a\tb", "a\x85b"], ids=ascii)
-def test_a_folder_that_cant_stand_in_one_line_is_an_error_for_slurm(name: str, tmp_path: Path,
-                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["a\\b", "a\nb", "a\n#SBATCH --hold", "a\tb", "a\x85b"], ids=ascii)
+def test_a_folder_that_sbatch_cant_be_told_of_is_an_error(name: str, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     options = {**SLURM, "working_dir": str(tmp_path / name)}
-    with pytest.raises(ConfigError, match="one #SBATCH line"):
+    with pytest.raises(ConfigError, match=r"one #SBATCH line|backslash"):
         rendered((DATA / "payloads" / "local.json").read_bytes(), tmp_path, monkeypatch, options)
 
 
@@ -315,14 +292,13 @@ def test_a_folder_of_several_lines_is_no_trouble_without_slurm(tmp_path: Path, m
 
 
 @pytest.mark.service("slurm")
-@pytest.mark.parametrize("name", [*FOLDERS, "".join(sorted(set("".join(FOLDERS)) - {"\\"}))], ids=ascii)
-def test_slurm_runs_jobs_in_odd_folders(name: str, slurm: Slurm, tmp_path: Path) -> None:
+def test_slurm_runs_jobs_in_odd_folders(slurm: Slurm) -> None:
     lab = SlurmLab(slurm, engine="none", keep="all")
-    folder = lab.root / name
+    folder = lab.root / "%j ".join(FOLDERS)
     lab.site.write_text(json.dumps({**json.loads(lab.site.read_text()), "working_dir": str(folder).replace("$", "$$")}))
     lab.submit("e", "print('ran')")
     run = lab.run_all()["e"]
-    assert run["outcome"] == "succeeded", run
+    assert run["outcome"] == "succeeded", run["reason"]
     assert "ran" in lab.output("e")
     assert (folder / "e-1.1" / "job.log").exists(), [str(path) for path in lab.root.rglob("job.log")]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import random
 import tarfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from lab import Lab
+from sbatchscript import options_of, pretend
 
 COUNT = 200
 
@@ -124,12 +126,21 @@ def hostile(lab: Lab, chance: random.Random, flag: Path, outside: Path, number: 
     return message
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images for all: what is tested here is not the building."""
+    return tmp_path_factory.mktemp("images")
+
+
+@pytest.mark.parametrize("scheduler", ["direct", "slurm"])
 @pytest.mark.parametrize("seed", [7])
-def test_nothing_escapes_and_everything_is_reported(seed: int, tmp_path: Path) -> None:
+def test_nothing_escapes_and_everything_is_reported(seed: int, scheduler: str, tmp_path: Path, images: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     flag = tmp_path / "executed"
-    lab = Lab(tmp_path / "lab", artifact_limit="50mb", image_dir=str(tmp_path / "images"))
+    commands = pretend(tmp_path / "bin")
+    options = {"partitions": {"cpu": {"max_cpus": 9}}, "bin_dir": str(commands)}
+    lab = Lab(tmp_path / "lab", artifact_limit="50mb", image_dir=str(images), scheduler=scheduler, slurm=options, max_jobs=4)
     chance = random.Random(seed)
     sent: set[bytes] = set()
     while len(sent) < COUNT:
@@ -138,17 +149,15 @@ def test_nothing_escapes_and_everything_is_reported(seed: int, tmp_path: Path) -
         if data not in sent:
             sent.add(data)
             lab.enqueue(data)
-    import os
-
     for path in lab.queue.iterdir():  # Old enough not to be taken for half-written.
         os.utime(path, (1, 1))
-    before = snapshot(tmp_path, lab)
+    before = snapshot(tmp_path, lab, images, commands)
     lab.tick("--wait", env={"PIP_NO_INDEX": "1"}, timeout=900)
 
     assert not flag.exists(), "a value was executed by a shell"
     assert list(outside.iterdir()) == []
     assert not Path("/tmp/escape").exists()
-    assert snapshot(tmp_path, lab) == before, "files outside the lab's store and state changed"
+    assert snapshot(tmp_path, lab, images, commands) == before, "files outside the lab's store and state changed"
     runs = json.loads(lab.hpcrunner("status", "--json").stdout)
     assert len(runs) == COUNT
     assert {run["state"] for run in runs} == {"done"}
@@ -162,10 +171,20 @@ def test_nothing_escapes_and_everything_is_reported(seed: int, tmp_path: Path) -
         assert (letter / "message").read_bytes() in sent
         assert json.loads((letter / "reason.json").read_text())["reason"]
     assert len(letters) > 10
+    scripts = [path.read_text() for path in commands.glob("*/job.sh")]
+    assert bool(scripts) == (scheduler == "slurm")
+    for script in scripts:
+        assert options_of(script).keys() <= OPTIONS | {"array"}
+        assert options_of(script).keys() >= OPTIONS - {"mem"}
 
 
-def snapshot(root: Path, lab: Lab) -> dict[str, float]:
+OPTIONS = {"job-name", "partition", "nodes", "ntasks", "cpus-per-task", "mem", "time", "signal", "no-requeue", "export",
+           "chdir", "output", "open-mode"}
+"""What sbatch may be told."""
+
+
+def snapshot(root: Path, lab: Lab, *others: Path) -> dict[str, float]:
     """Everything below the test's folder but what hpcrunner may write."""
-    mine = (lab.store, lab.state, lab.queue.parent, root / "images")
+    mine = (lab.store, lab.state, lab.queue.parent, *others)
     return {str(path): path.lstat().st_mtime for path in root.rglob("*")
             if not any(path.is_relative_to(folder) for folder in mine) and path not in (lab.root, root)}

@@ -18,7 +18,7 @@ POLICY = Policy(max_duration=3600, retries=2, queue_gone_grace=60, settles=30, e
 GIB = 2**30
 BY_SLURM = set(Ending) - {Ending.COMPLETED, Ending.FAILED}
 """Ends that Slurm brings about; of the others the job itself knows more."""
-CAUSES = ("exit", "max_duration", "walltime", "partition", "lifetime", "cancelled", "preempted", "setup", "crashed")
+CAUSES = ("exit", "max_duration", "default_duration", "walltime", "partition", "lifetime", "cancelled", "preempted", "setup", "crashed")
 
 
 def a_run(state: State = State.RUNNING, **fields: Any) -> Run:

@@ -102,7 +102,7 @@ def end_of(run: Run, seen: Observations, policy: Policy = POLICY) -> End:
 
 DIGEST = "d" * 64
 IMAGES: tuple[dict[str, Image], ...] = ({}, *({DIGEST: Image(state, "why", NOW)} for state in ImageState))
-CAUSES = ("exit", "max_duration", "walltime", "partition", "lifetime", "cancelled", "preempted", "setup", "crashed")
+CAUSES = ("exit", "max_duration", "default_duration", "walltime", "partition", "lifetime", "cancelled", "preempted", "setup", "crashed")
 JOBS: tuple[JobStatus | None, ...] = (
     None, UNKNOWN, PENDING, RUNNING, GONE, JobStatus(Phase.PENDING, "8", reason="Priority"),
     JobStatus(Phase.RUNNING, "8", node="n2"),
@@ -171,6 +171,8 @@ def test_an_end_of_every_state_is_a_legal_move() -> None:
     ({"state": State.STAGED, "image": DIGEST}, {}, Build),
     ({"state": State.STAGED, "image": DIGEST}, {"images": {DIGEST: Image(ImageState.MISSING)}}, Build),
     ({"state": State.STAGED, "image": DIGEST}, {"images": {DIGEST: Image(ImageState.BUILDING)}}, None),
+    ({"state": State.STAGED, "image": DIGEST}, {"images": {DIGEST: Image(ImageState.BUILDING, "Priority")}}, Waiting),
+    ({"state": State.STAGED, "image": DIGEST, "waiting": "x"}, {"images": {DIGEST: Image(ImageState.BUILDING, "x")}}, None),
     ({"state": State.STAGED, "image": DIGEST}, {"images": {DIGEST: Image(ImageState.BUILT)}}, Ready),
     ({"state": State.STAGED, "image": DIGEST}, {"images": {DIGEST: Image(ImageState.FAILED, "x", NOW)}}, End),
     ({"state": State.READY}, {}, Submit),
@@ -186,6 +188,9 @@ def test_an_end_of_every_state_is_a_legal_move() -> None:
     ({"state": State.SUBMITTING, "submitted_at": NOW - 29}, {"jobs": {1: GONE}}, None),
     ({"state": State.SUBMITTING, "submitted_at": NOW - 30}, {"jobs": {1: GONE}}, SubmitAgain),
     ({"state": State.SUBMITTING, "updated_at": NOW}, {"jobs": {1: GONE}}, SubmitAgain),
+    # It was looked for some time ago.
+    ({"state": State.SUBMITTING, "submitted_at": NOW - 40}, {"jobs": {1: replace(GONE, seen_at=NOW - 11)}}, None),
+    ({"state": State.SUBMITTING, "submitted_at": NOW - 40}, {"jobs": {1: replace(GONE, seen_at=NOW - 10)}}, SubmitAgain),
     ({"state": State.SUBMITTING}, {"exits": {1: an_exit()}}, End),
     ({"state": State.SUBMITTING}, {"exits": {1: an_exit(143, "cancelled")}}, None),
     ({"state": State.SUBMITTING}, {"exits": {1: an_exit(143, "cancelled")}, "jobs": {1: GONE}}, Retry),
@@ -412,6 +417,20 @@ def test_the_shortest_limit_counts(max_duration: float | None, lifetime: float |
     assert (action.limit, action.limit_name) == wanted
 
 
+@pytest.mark.parametrize(("default", "max_duration", "wanted"), [
+    (None, None, (3600, "walltime")),
+    (600, None, (600, "default_duration")),
+    (9999, None, (3600, "walltime")),
+    (600, 1200, (1200, "max_duration")),
+])
+def test_who_says_nothing_gets_what_the_site_gives(default: float | None, max_duration: float | None,
+                                                   wanted: tuple[float, str]) -> None:
+    policy = replace(POLICY, default_duration=default)
+    action = only(a_run(State.READY, max_duration=max_duration), policy=policy)
+    assert isinstance(action, Submit)
+    assert (action.limit, action.limit_name) == wanted
+
+
 @pytest.mark.parametrize(("longest", "wanted"), [
     (None, (600, "max_duration")),
     (599, (599, "partition")),
@@ -441,6 +460,7 @@ def test_the_job_says_which_partition_stopped_it() -> None:
     (143, "exit", Outcome.FAILED, "SIGTERM"),
     (137, "exit", Outcome.FAILED, "SIGKILL"),
     (143, "partition", Outcome.FAILED, "partition"),
+    (143, "default_duration", Outcome.FAILED, "default_duration"),
     (73, "crashed", Outcome.LOST, "node was lost 3 times"),
     (128 + 99, "exit", Outcome.FAILED, "exit code 227"),
     (143, "max_duration", Outcome.FAILED, "max_duration"),
@@ -549,10 +569,18 @@ def test_cancelling_is_repeated_but_not_at_every_look(job: JobStatus) -> None:
         assert only(told, seen) == (Cancel(told, "why", now=True) if again else None)
 
 
-def test_nothing_else_is_noted_of_a_job_that_is_being_cancelled() -> None:
-    told = a_run(State.RUNNING, cancelling="why", cancelled_at=NOW)
-    assert only(told, Observations(jobs={1: PENDING})) is None
-    assert only(told, Observations(jobs={1: replace(RUNNING, node="n9")})) is None
+def test_a_job_that_runs_is_cancelled_otherwise_than_one_that_waits() -> None:
+    """So it is noted first that it runs, and one of which nothing is known at the moment is not touched."""
+    asked = a_run(State.SUBMITTED, cancelling="why")
+    assert only(asked, Observations(jobs={1: RUNNING})) == Running(asked, "n1")
+    assert only(asked, Observations(jobs={1: PENDING})) == Cancel(asked, "why")
+    assert only(asked, Observations(jobs={1: UNKNOWN})) is None
+    stopped = Observations(jobs={1: UNKNOWN}, stopped=frozenset({1}))
+    noted = only(a_run(State.SUBMITTED), stopped)
+    assert isinstance(noted, Cancel)
+    assert noted.is_noted_only
+    # What it waits for is no matter any more.
+    assert only(replace(asked, cancelled_at=NOW), Observations(jobs={1: replace(PENDING, reason="Priority")})) is None
 
 
 @pytest.mark.parametrize("state", sorted(ACTIVE - {State.SUBMITTING, State.ENDING}))

@@ -257,10 +257,12 @@ class World:
             case Running():
                 self.write(run, State.RUNNING, host=action.node, waiting="")
             case Waiting():
-                self.write(run, State.SUBMITTED, waiting=action.reason)
+                self.write(run, State.SUBMITTED if run.state is State.RUNNING else run.state, waiting=action.reason)
             case Cancel():
-                run = self.write(run, run.state, cancelling=action.reason, cancelled_at=self.now)
-                self.cancel(run, now=action.now)
+                run = self.write(run, run.state, cancelling=action.reason,
+                                 cancelled_at=0.0 if action.is_noted_only else self.now)
+                if not action.is_noted_only:
+                    self.cancel(run, now=action.now)
             case Retry():
                 assert not run.cancelling
                 job = next((job for job in self.jobs if job.id == run.job_id), None)

@@ -109,7 +109,7 @@ def test_run_directories_lie_apart_from_the_journal(path: Path) -> None:
 
 
 def test_plain_slurm_says_no_more_than_it_is_asked(tmp_path: Path) -> None:
-    assert asked("slurm", tmp_path) == {"cpus-per-task": "1", "time": "4-00:02:00"}
+    assert asked("slurm", tmp_path) == {"cpus-per-task": "1", "time": "0-23:02:00"}
     assert asked("slurm", tmp_path, "1h", cpus=4, ram="8g", gpus=2) == {
         "cpus-per-task": "4", "mem": "8192M", "gres": "gpu:2", "time": "0-01:02:00"}
 

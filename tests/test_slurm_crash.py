@@ -74,6 +74,34 @@ def test_an_array_killed_at(point: str, when: str, attempts: int, slurm: Slurm) 
         assert (run["attempt"], run["task"]) == (attempts, index), run["history"]
 
 
+HALFWAY = """
+import os, shutil, signal, sys
+from hpcrunner.stores.local import LocalStore
+original = LocalStore.put
+def put(store, source, location):
+    def copy(reader, writer, *_):
+        writer.write(reader.read(100))
+        writer.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    shutil.copyfileobj = copy
+    original(store, source, location)
+LocalStore.put = put
+from hpcrunner.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_killed_in_the_middle_of_an_upload(slurm: Slurm) -> None:
+    lab = CountedLab(slurm)
+    lab.add("e")
+    assert lab.work("-c", HALFWAY, "submit-from-queue", "--wait").wait(120) == -signal.SIGKILL
+    assert [path.stat().st_size for path in lab.store.rglob("*.part")] == [100]
+    assert not (lab.store / "artifacts" / "experiments").exists() or not any(
+        path.suffix == ".tar" for path in (lab.store / "artifacts" / "experiments").rglob("*"))
+    lab.run_all()
+    lab.check()
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_killed_after_sbatch_was_accepted_and_before_its_answer_was_read(size: int, slurm: Slurm) -> None:
     commands = Commands(slurm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from hpcrunner.layout import StateDir
 from hpcrunner.model import Run, State
 from hpcrunner.schedulers.base import Scheduler
 from hpcrunner.units import format_duration
+
+_NEVER = "^(Partition(TimeLimit|NodeLimit|Config)|BadConstraints|Invalid(QOS|Account)|.*PerJob|.*WallDuration.*)"
+"""Reasons of squeue(1) for waiting that only somebody's change ends."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,6 +47,7 @@ def _findings(site: Site) -> Iterator[tuple[str, str]]:
         return
     scheduler: Scheduler = plugins.load("schedulers", site.scheduler)(site)
     yield from _unclear(runs, scheduler.settles)
+    yield from _hopeless(runs)
     try:
         live = scheduler.live(prefix_of(install_id))
     except HpcrunnerError as error:
@@ -55,6 +60,15 @@ def _findings(site: Site) -> Iterator[tuple[str, str]]:
             yield (f"job {job.job_id} ({job.name}, {job.state}) is of this install, and its journal doesn't know it",
                    f"it can't return results: cancel it, `scancel {job.job_id}`" if site.scheduler == "slurm"
                    else f"it can't return results: end process {job.job_id}")
+
+
+def _hopeless(runs: list[Run]) -> Iterator[tuple[str, str]]:
+    """Jobs that the scheduler took although no node of theirs will do."""
+    for run in runs:
+        if run.state is State.SUBMITTED and re.search(_NEVER, run.waiting):
+            yield (f"{run.key}: job {run.job_id} waits for what won't come by itself: {run.waiting}",
+                   "bring the site config in line with the partition's limits, or cancel it: "
+                   f"`hpcrunner cancel {run.key}`")
 
 
 def _unclear(runs: list[Run], settles: float) -> Iterator[tuple[str, str]]:

@@ -91,9 +91,9 @@ def _pending(run: Run) -> str:
     if run.tries:
         return "trying again: see `hpcrunner status KEY`"
     if run.state is State.STAGED and run.image:
-        return "waiting for its image to be built" + (f": pending in the scheduler: {run.waiting}" if run.waiting else "")
+        return "waiting for its image to be built" + (f" (job pending: {run.waiting})" if run.waiting else "")
     if run.state is State.READY:
-        return "waiting for free cores, memory, disk or GPUs"
+        return "waiting for free cores, memory, disk or GPUs, or for the scheduler to take more jobs"
     return ""
 
 

@@ -24,7 +24,7 @@ def backend(group: str, *also: str) -> Scalar[str]:
 
 
 class SchedulerOptions(Kind[Any]):
-    """The options that a scheduler declares for itself: a dataclass `options` of its backend, loaded when used."""
+    """The options that a scheduler declares for itself: a dataclass, loaded when used."""
 
     allowed = "a mapping of options"
 
@@ -33,7 +33,7 @@ class SchedulerOptions(Kind[Any]):
 
     @property
     def section(self) -> Section[Any]:
-        return Section(plugins.load("schedulers", self.name).options)
+        return Section(plugins.options("schedulers", self.name))
 
     def read(self, given: Given, key: str) -> Any:
         return self.section.read(given, key)

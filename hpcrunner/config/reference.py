@@ -85,7 +85,7 @@ def _queue_types() -> Iterator[str]:
 
 def _schedulers() -> Iterator[str]:
     for name in plugins.shipped("schedulers"):
-        if options := getattr(plugins.load("schedulers", name), "options", None):
+        if options := plugins.options("schedulers", name):
             yield f"## Keys of `{name}`\n"
             yield from _section(name, options)
 

@@ -30,6 +30,7 @@ from hpcrunner.engine.observe import observe
 from hpcrunner.engine.plan import backoff, plan
 from hpcrunner.errors import BusyError, HpcrunnerError, MessageError, StoreError
 from hpcrunner.model import Outcome, Run, State
+from hpcrunner.schedulers.base import SubmitDeferred, SubmitRefused
 
 _TRIES = 5
 """So often a step that may succeed later is tried before the run counts as lost."""
@@ -71,9 +72,22 @@ def _do(install: Install, actions: list[Action]) -> int:
                 _waiting(install, action)
     if cancels:
         cancel.cancel(install, cancels)
-    if submits:
+    if submits := _as_many_as_fit(install, submits):
         moved += submit.submit(install, submits, lambda run, error: _went_wrong(install, run, error))
     return moved
+
+
+def _as_many_as_fit(install: Install, actions: list[Submit]) -> list[Submit]:
+    """Not more than the scheduler takes of each partition, as far as that is known."""
+    left = {partition: install.scheduler.room(partition)
+            for partition in {action.place.partition for action in actions}}
+    chosen = []
+    for action in actions:
+        room = left[action.place.partition]
+        if room is None or room > 0:
+            chosen.append(action)
+            left[action.place.partition] = None if room is None else room - 1
+    return chosen
 
 
 def _act(install: Install, action: Action) -> bool:
@@ -99,12 +113,13 @@ def _failed(install: Install, run: Run, error: Exception, transient: bool) -> No
     tries = run.tries + 1
     reason = str(error) or type(error).__name__
     # Results are never given up: they stay here until the store takes them.
-    if run.state is State.ENDING or (transient and tries <= _TRIES):
+    is_weather = isinstance(error, SubmitDeferred)
+    if run.state is State.ENDING or is_weather or (transient and tries <= _TRIES):
         wait = backoff(tries)
         log.warning("%s: %s; tried again in %.0f s", run.key, reason, wait)
         install.journal.note(run, f"{reason}; tried again in {wait:.0f} s", tries=tries, not_before=time.time() + wait)
         return
-    if isinstance(error, (MessageError, StoreError)) and not transient:
+    if isinstance(error, (MessageError, StoreError, SubmitRefused)) and not transient:
         outcome = Outcome.REJECTED
     else:
         outcome = Outcome.LOST if transient else Outcome.FAILED
@@ -208,11 +223,12 @@ _ACTS: dict[type[Action], Callable[..., None]] = {
 
 
 def _sweep(install: Install, active: list[Run]) -> None:
-    """Removes the spool files of runs that are over, and the files of arrays that have no run left."""
+    """Removes the spool files of runs that are over, and the files of arrays that have no run left; of both also those
+    that a crash kept from getting their names."""
     for folder, names in ((install.state.spool, {run.tag for run in active}),
                           (install.state.arrays, {run.job_name for run in active})):
         try:
-            over = [path for path in folder.iterdir() if path.stem not in names and not path.name.startswith(".")]
+            over = [path for path in folder.iterdir() if path.name.lstrip(".").partition(".")[0] not in names]
         except FileNotFoundError:
             continue
         for path in over:

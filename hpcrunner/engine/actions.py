@@ -108,6 +108,8 @@ class Cancel(Action):
     reason: str = ""
     now: bool = False
     """It had its time to stop."""
+    is_noted_only: bool = False
+    """Whether it runs is not known at the moment; a job that runs is cancelled otherwise than one that waits."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from hpcrunner.errors import HpcrunnerError
 from hpcrunner.files import write_durably
 from hpcrunner.images.cache import Images, builder_command, crash_count
 from hpcrunner.model import UNKNOWN, Image, ImageState, JobStatus, Phase
-from hpcrunner.schedulers.base import BuildJob, Job, Scheduler, SubmitUnclear
+from hpcrunner.schedulers.base import BuildJob, Job, Scheduler, SubmitDeferred, SubmitRefused, SubmitUnclear
 
 
 class Builds:
@@ -46,8 +46,11 @@ class Builds:
             job_id = self._scheduler.build(BuildJob(name, folder, *builder_command(folder), self._site.build_timeout))
         except SubmitUnclear as error:
             log.warning("image %s: %s; it is looked for before it is submitted again", digest[:12], error)
-        except HpcrunnerError:
+        except HpcrunnerError as error:
             (folder / "job.json").unlink()
+            if isinstance(error, SubmitRefused):
+                # It was the site that chose the job's size, not the experiment.
+                raise SubmitDeferred(f"the job that builds its image: {error}") from error
             raise
         else:
             log.info("image %s: being built by job %s", digest[:12], job_id)

@@ -25,9 +25,10 @@ def cancel(install: Install, actions: Sequence[Cancel]) -> None:
     with install.journal.together():
         for action in actions:
             text = "its time to stop is over" if action.now else f"cancelling: {action.reason}"
-            install.journal.note(action.run, text, cancelling=action.reason, cancelled_at=at)
+            install.journal.note(action.run, text, cancelling=action.reason,
+                                 cancelled_at=0.0 if action.is_noted_only else at)
     for now in (False, True):
-        runs = [action.run for action in actions if action.now is now]
+        runs = [action.run for action in actions if action.now is now and not action.is_noted_only]
         if not runs:
             continue
         log.info("cancelling %s", ", ".join(run.key for run in runs[:5]) + (", ..." if len(runs) > 5 else ""))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from hpcrunner.engine.actions import Observations, Policy
@@ -29,8 +29,10 @@ from hpcrunner.schedulers.base import Job
 
 def observe(install: Install, runs: list[Run], policy: Policy, stopped: frozenset[int] = frozenset()) -> Observations:
     images = {run.image for run in runs if run.state is State.STAGED and run.image}
+    gone = note_gone_queues(install, runs)
+    wanted = stopped | {run.id for run in runs if run.cancelling or run.queue in gone}
     builds = install.builds.jobs(image for image in images if "/" not in image)
-    jobs, exits, states = _jobs(install, [run for run in runs if run.state in WITH_SCHEDULER], builds)
+    jobs, exits, states = _jobs(install, [run for run in runs if run.state in WITH_SCHEDULER], builds, wanted)
     over = [run for run in runs if run.id in jobs and jobs[run.id].phase is Phase.ENDED and run.id not in exits]
     return Observations(
         jobs=jobs,
@@ -41,7 +43,7 @@ def observe(install: Install, runs: list[Run], policy: Policy, stopped: frozense
         places=_places(install, runs, policy),
         stopped=stopped,
         capacity=_capacity(install, runs),
-        queues_gone=note_gone_queues(install, runs),
+        queues_gone=gone,
     )
 
 
@@ -54,7 +56,7 @@ def read_exit(path: Path) -> Exit | None:
         return None
 
 
-def _jobs(install: Install, runs: list[Run], builds: list[Job]
+def _jobs(install: Install, runs: list[Run], builds: list[Job], wanted: Collection[int]
           ) -> tuple[dict[int, JobStatus], dict[int, Exit], Mapping[str, JobStatus]]:
     """The spool first: who told his own end needs no scheduler. Then one look at the scheduler for all others."""
     if not runs and not builds:
@@ -62,7 +64,7 @@ def _jobs(install: Install, runs: list[Run], builds: list[Job]
     spooled = _spooled(install)
     exits = {run.id: ended for run in runs if run.tag in spooled and (ended := _exit(install, run))}
     asked = [run for run in runs if run.id not in exits or wants_explanation(run, exits[run.id])]
-    urgent = any(run.id in exits or run.state is State.SUBMITTING or run.cancelling for run in asked)
+    urgent = any(run.id in exits or run.state is State.SUBMITTING or run.id in wanted for run in asked)
     jobs = [*(install.job(run) for run in asked), *builds]
     states = install.scheduler.states(jobs, urgent=urgent or bool(builds)) if jobs else {}
     # The order matters: a job that is gone *before* its exit file is looked for, and has none, has none for good.

@@ -19,7 +19,7 @@ def wants_explanation(run: Run, ended: Exit) -> bool:
     """Whether only the scheduler knows why it ended: somebody stopped it from outside, or killed its program."""
     if ended.cause in ("cancelled", "preempted"):
         return not run.cancelling
-    return ended.cause == "exit" and ended.code == 128 + signal.SIGKILL
+    return ended.cause == "exit" and ended.code in (128 + signal.SIGKILL, 128 + signal.SIGTERM)
 
 
 def explained(run: Run, ended: Exit, job: JobStatus, never_started: bool, policy: Policy, now: float) -> Action | None:
@@ -96,6 +96,9 @@ def by_itself(run: Run, ended: Exit, never_started: bool, policy: Policy) -> Act
     if ended.cause == "walltime":
         return End(run, Outcome.FAILED, f"stopped after {took}: the longest that this site lets a job run "
                                         "(max_duration of the site)", ended)
+    if ended.cause == "default_duration":
+        return End(run, Outcome.FAILED, f"stopped after {took}: what this site gives experiments that don't say how "
+                                        "long they run (default_duration); ask for more with max_duration", ended)
     if ended.cause == "partition":
         return End(run, Outcome.FAILED, f"stopped after {took}: the longest that partition {run.partition} lets a job "
                                         "run (its max_walltime); save checkpoints, and submit it again to go on", ended)

@@ -117,7 +117,7 @@ def wanted_time(run: Run, policy: Policy, now: float) -> tuple[float, str]:
     if run.max_duration is not None:
         limits["max_duration"] = run.max_duration
     elif policy.default_duration is not None:
-        limits["walltime"] = min(policy.max_duration, policy.default_duration)
+        limits["default_duration"] = policy.default_duration
     if run.expires_at is not None:
         limits["lifetime"] = run.expires_at - now
     name = min(limits, key=lambda name: (limits[name], name))
@@ -153,10 +153,15 @@ def _with_scheduler(run: Run, seen: Observations, policy: Policy, now: float) ->
     if job.phase is Phase.GONE:
         return outcomes.infrastructure(run, "the job disappeared without a trace: its host went down, or somebody "
                                        "killed it", policy, node=job.node or run.host)
+    # Known first: what runs is cancelled with time to stop.
+    if job.phase is Phase.RUNNING and run.state is State.SUBMITTED:
+        return Running(run, job.node)
     if reason := _cancelled(run, seen, policy, now) or _too_late(run, job, now):
+        if job.phase is Phase.UNKNOWN and run.state is State.SUBMITTED:
+            return None if run.cancelling else Cancel(run, reason, is_noted_only=True)
         again = now >= run.cancelled_at + policy.kill_grace + _CANCEL_AGAIN
         return Cancel(run, reason, now=bool(run.cancelled_at)) if again else None
-    if job.phase is Phase.RUNNING and (run.state is State.SUBMITTED or (job.node and job.node != run.host)):
+    if job.phase is Phase.RUNNING and job.node and job.node != run.host:
         return Running(run, job.node)
     if job.phase is Phase.PENDING and (run.state is State.RUNNING or run.waiting != job.reason):
         return Waiting(run, job.reason)

@@ -60,15 +60,15 @@ def submit(install: Install, actions: Sequence[Submit], failed: Callable[[Run, E
     write_all_durably(files)
     batches = install.scheduler.batches([submission for _, submission in intents.values()])
     runs = _intend(install, batches, {tag: action for tag, (action, _) in intents.items()})
-    moved = 0
+    moved, said = 0, set[str]()
     for batch, answer in install.scheduler.submit(batches):
         members = [runs[one.tag] for one in batch.jobs]
         if isinstance(answer, HpcrunnerError):
-            moved += _refused(install, members, answer, failed)
+            moved += _refused(install, members, answer, failed, said)
             continue
         with install.journal.together():
             for run, job_id in zip(members, answer, strict=True):
-                install.journal.move(run, State.SUBMITTED, f"submitted as job {job_id}", job_id=job_id)
+                install.journal.move(run, State.SUBMITTED, f"submitted as job {job_id}", job_id=job_id, waiting="")
         for run, job_id in zip(members, answer, strict=True):
             log.info("%s: submitted as job %s", run.key, job_id)
         moved += len(members)
@@ -86,15 +86,18 @@ def _intend(install: Install, batches: Sequence[Batch], actions: dict[str, Submi
                 runs[one.tag] = install.journal.move(
                     run, State.SUBMITTING, "handing it to the scheduler", tag=one.tag, job_name=batch.name,
                     task=index if batch.is_array else None, partition=action.place.partition, gpu_ids=action.gpus,
-                    attempt=run.attempt + 1, submitted_at=time.time(), waiting="", tries=run.tries,
+                    attempt=run.attempt + 1, submitted_at=time.time(), tries=run.tries,
                     notes=tuple(dict.fromkeys([*run.notes, *([note] if note else [])])))
     return runs
 
 
-def _refused(install: Install, runs: Sequence[Run], error: HpcrunnerError, failed: Callable[[Run, Exception], None]
-             ) -> int:
+def _refused(install: Install, runs: Sequence[Run], error: HpcrunnerError, failed: Callable[[Run, Exception], None],
+             said: set[str]) -> int:
     """What becomes of a batch that got no ids. Returns how many may be tried again now."""
     first = runs[0].key if len(runs) == 1 else f"{runs[0].key} and {len(runs) - 1} more"
+    # Said once, not at every try and for every one of many.
+    level = 10 if str(error) in said or runs[0].waiting == str(error) else 30
+    said.add(str(error))
     if isinstance(error, SubmitUnclear):
         text = f"{error}; it is looked for before it is submitted again"
         log.warning("%s: %s", first, text)
@@ -105,7 +108,8 @@ def _refused(install: Install, runs: Sequence[Run], error: HpcrunnerError, faile
         return 0
     if isinstance(error, SubmitDeferred) or (error.transient and runs[0].tries < _TRIES):
         at_once = isinstance(error, SubmitDeferred) and error.again_at_once
-        log.warning("%s: not submitted: %s; tried again %s", first, error, "in smaller parts" if at_once else "later")
+        when = "in smaller parts" if at_once else "later"
+        log.log(level, "%s: not submitted: %s; tried again %s", first, error, when)
         with install.journal.together():
             for run in runs:
                 submit_again(install, run, 0 if at_once else run.tries + 1, str(error))

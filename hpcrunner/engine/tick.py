@@ -25,9 +25,15 @@ def tick(install: Install, max_messages: int | None = None) -> Ticked:
         from hpcrunner.engine.cancel import take_requests
 
         take_requests(install)
-    if not install.journal.runs() and not install.journal.to_remove():
+    if not install.journal.runs() and not install.journal.to_remove() and not _leftovers(install):
         return Ticked(taken, 0)
     # Only now: most ticks find nothing to do, and shall cost nothing.
     from hpcrunner.engine.act import move_all
 
     return Ticked(taken, move_all(install))
+
+
+def _leftovers(install: Install) -> bool:
+    """Whether there are files of jobs that are over: a crash came before they were swept up, or a job came late."""
+    folders = (install.state.spool, install.state.arrays)
+    return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)

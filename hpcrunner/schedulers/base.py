@@ -84,6 +84,10 @@ class SubmitUnclear(HpcrunnerError):
     transient = True
 
 
+class SubmitRefused(HpcrunnerError):
+    """The scheduler will never take the job."""
+
+
 class SubmitDeferred(HpcrunnerError):
     """The scheduler certainly did not take the job, for a reason that is not the job's: it can't be reached, or
     has too many jobs now. Worth trying again, for however long it takes."""
@@ -123,6 +127,10 @@ class Scheduler(Protocol):
         """What its template needs beside what all have in common."""
         ...
 
+    def room(self, partition: str) -> int | None:
+        """How many jobs it is worth handing over for a partition now; None if no limit is known."""
+        ...
+
     def batches(self, submissions: Sequence[Submission]) -> list[Batch]:
         """How they go out: equal ones together, where the scheduler can take them so."""
         ...
@@ -130,8 +138,8 @@ class Scheduler(Protocol):
     def submit(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Sequence[str] | HpcrunnerError]]:
         """The jobs' ids, or what went wrong, for each batch as its answer comes.
 
-        SubmitUnclear: it may have been accepted. SubmitDeferred: it was not, and that says nothing of the job. Any
-        other HpcrunnerError: it was refused, for good unless `transient`.
+        SubmitUnclear: it may have been accepted. SubmitDeferred: it was not, and that says nothing of the job.
+        SubmitRefused: it was not, and never will be. Any other HpcrunnerError: it was not, try again if `transient`.
         """
         ...
 

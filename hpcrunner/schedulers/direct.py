@@ -59,6 +59,9 @@ class DirectScheduler:
     def script_values(self, submission: Submission) -> Mapping[str, Any]:
         return {}
 
+    def room(self, partition: str) -> int | None:
+        return None
+
     def batches(self, submissions: Sequence[Submission]) -> list[Batch]:
         return [Batch(one.tag, (one,)) for one in submissions]
 

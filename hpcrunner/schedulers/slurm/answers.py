@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from hpcrunner.errors import HpcrunnerError, UnavailableError
-from hpcrunner.schedulers.base import SubmitDeferred, SubmitUnclear
+from hpcrunner.errors import HpcrunnerError
+from hpcrunner.schedulers.base import SubmitDeferred, SubmitRefused, SubmitUnclear
 
 _UNCLEAR = re.compile(
     # It was sent, and only the answer is missing, whatever was said of tries before.
@@ -26,7 +26,7 @@ _NOT_NOW = re.compile(
 _TOO_MANY = re.compile(
     # By user, account, QOS or in all. "Job violates accounting/QOS policy" alone is no such thing.
     r"SubmitJob|MaxSubmit|Slurm temporarily unable to accept job|Resource temporarily unavailable"
-    r"|MaxJobCount|Job limit exceeded|too many jobs|Invalid job array", re.IGNORECASE)
+    r"|MaxJobCount|Job limit exceeded|too many jobs", re.IGNORECASE)
 _SITE = re.compile(
     # The site's mistake, not the experiment's.
     r"Invalid (account|qos|partition|wckey|license|dependency|user id|option|node name|feature|numeric value|--)"
@@ -38,7 +38,7 @@ _NEVER = re.compile(
     r"Requested node configuration is not available|Invalid generic resource"
     r"|Memory (specification|required by task).*(satisfied|available)|Temporary disk specification"
     r"|Node count specification invalid|CPU count (specification invalid|per node can not be satisfied)"
-    r"|Requested (time limit is invalid|partition configuration not available)|Invalid time limit"
+    r"|Requested (time limit is invalid|partition configuration not available)|Invalid (time limit|job array)"
     r"|More processors requested than permitted|Job size specification|Job violates accounting/QOS policy"
     r"|Batch script (is|contains)|does not look like a batch script|does not allow scripts that"
     r"|Pathname of a file, directory or other parameter too long", re.IGNORECASE)
@@ -71,7 +71,7 @@ def error(code: int, out: str, err: str, timed_out: bool) -> HpcrunnerError:
         # It waits until the admin has mended it.
         return SubmitDeferred(f"Slurm refuses what the site config says: {said}")
     if _NEVER.search(err):
-        return UnavailableError(f"Slurm refuses it: {said}")
+        return SubmitRefused(f"Slurm refuses it: {said}")
     return SubmitUnclear(f"sbatch ended with code {code}: {said}")
 
 

@@ -66,7 +66,9 @@ def path(location: Path) -> str:
 
 
 def pattern(location: Path) -> str:
-    """The same where sbatch has patterns such as `%j`."""
+    """The same where sbatch has patterns such as `%j`, which a backslash would switch off and be lost itself."""
+    if "\\" in str(location):
+        raise ConfigError(f"slurm: {str(location)!r}: Slurm writes to no file with a backslash in its path")
     return path(Path(str(location).replace("%", "%%")))
 
 

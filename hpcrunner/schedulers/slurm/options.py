@@ -133,8 +133,8 @@ class SlurmOptions:
         "Which jobs Slurm itself may start again: those in partitions that are `preemptible`, all, or none. Jobs that "
         "it may not are tried again by hpcrunner, without the node that failed.")
     warn: float = option(
-        "60s", kinds.duration(), "How long before a preemption (or Slurm's time limit) a job is warned, by SIGTERM to "
-        "its program. As much as the site's preemption leaves: GraceTime of the partition. 0: no warning.")
+        "60s", kinds.duration(), "How long before a preemption a job is warned, by SIGTERM to its program: as long as "
+        "the site's preemption leaves, GraceTime of the partition. 0: no warning.")
     export: str = option(
         "ALL", export_mode(), "What of the environment sbatch hands on (`--export`); it is a clean one in any case. "
         "NONE and NIL leave the job nothing of it, PATH neither.")

@@ -12,7 +12,7 @@ from hpcrunner.errors import HpcrunnerError
 from hpcrunner.files import write_durably
 from hpcrunner.model import Capacity, JobStatus, Phase, Place, Request
 from hpcrunner.render import environment
-from hpcrunner.schedulers.base import Batch, BuildJob, Job, LiveJob, Submission, SubmitDeferred
+from hpcrunner.schedulers.base import Batch, BuildJob, Job, LiveJob, Submission, SubmitDeferred, SubmitRefused
 from hpcrunner.schedulers.slurm import answers, arrays, partitions
 from hpcrunner.schedulers.slurm.client import Client
 from hpcrunner.schedulers.slurm.directives import build_directives, directives, minutes
@@ -22,7 +22,6 @@ from hpcrunner.schedulers.slurm.watch import Watch
 
 
 class SlurmScheduler:
-    options = SlurmOptions
     template = "sbatch.sh.j2"
     binds_gpus = True
 
@@ -61,6 +60,13 @@ class SlurmScheduler:
                             folder=submission.run_dir, log=submission.run_dir / "job.log")
         return {"header": header, "modules": list(self._options.modules), "warn": math.ceil(self._options.warn),
                 "walltime": 60 * minutes(submission.limit, self._site.kill_grace)}
+
+    def room(self, partition: str) -> int | None:
+        """Where Slurm lately had too many jobs, only what it may take by now: the rest need not even be rendered."""
+        if partition in self._full or self._memory.controller.is_blocked(now()):
+            return 0
+        largest = self._memory.largest_array
+        return max(self._options.submit_parallel, 2 * largest) if largest else None
 
     def batches(self, submissions: Sequence[Submission]) -> list[Batch]:
         largest = min(self._options.max_array, self._memory.largest_array or self._options.max_array)
@@ -125,21 +131,24 @@ class SlurmScheduler:
         except HpcrunnerError as error:
             with self._lock:
                 return self._not_submitted(batch, error)
-        if not batch.is_array:
-            return [job_id]
-        memory.largest_array = max(memory.largest_array, 2 * len(batch.jobs)) if memory.largest_array else 0
-        return [f"{job_id}_{index}" for index in range(len(batch.jobs))]
+        if memory.largest_array:
+            grown = max(memory.largest_array, 2 * len(batch.jobs))
+            memory.largest_array = grown if grown < self._options.max_array else 0
+        return [f"{job_id}_{index}" for index in range(len(batch.jobs))] if batch.is_array else [job_id]
 
     def _not_submitted(self, batch: Batch, error: HpcrunnerError) -> HpcrunnerError:
         memory = self._memory
         if answers.is_unreachable(str(error)):
             if not memory.controller.is_blocked(now()):
                 memory.controller.failed(now(), str(error))
-        elif isinstance(error, SubmitDeferred) and error.is_limit and batch.is_array:
-            # There may be room for some of them.
+        elif batch.is_array and (isinstance(error, SubmitRefused) or (isinstance(error, SubmitDeferred)
+                                                                      and error.is_limit)):
+            # There may be room for some of them; or the array is too long, which is no fault of its jobs.
             memory.largest_array = max(1, len(batch.jobs) // 2)
+            error = SubmitDeferred(str(error))
             error.again_at_once = True
         elif isinstance(error, SubmitDeferred):
             # The next one would get the same answer, maybe after two minutes.
             self._full[batch.jobs[0].place.partition] = error
+            memory.largest_array = 1 if error.is_limit else memory.largest_array
         return error

@@ -77,7 +77,7 @@ def is_known(word: str) -> bool:
 
 
 def parse_queue(text: str) -> Iterator[QueueRow]:
-    """The rows of `squeue --noheader --array --states=all --format=QUEUE_FORMAT`. Lines that are none are left out."""
+    """The rows of `squeue --noheader --states=all --format=QUEUE_FORMAT`. Lines that are none are left out."""
     for line in text.splitlines():
         fields = line.split(SEPARATOR, 4)
         if len(fields) != 5:

@@ -179,12 +179,9 @@ class Watch:
             if account.ending in MAY_COME_BACK and not is_patient:
                 return UNKNOWN
             return self._accounted(job, account)
-        base, task = split_id(job.job_id)
-        if task is not None and account is None and not _has_begun(job) and is_patient and (
-                base in seen.arrays or any(split_id(known)[0] == base for known in seen.accounts)):
-            # Slurm has no trace of an element that was cancelled by itself while it waited.
-            return JobStatus(Phase.ENDED, job.job_id, job.name, task, "CANCELLED while it waited", Ending.CANCELLED,
-                             seen_at=first)
+        if is_patient and _has_vanished(job, account, seen):
+            return JobStatus(Phase.ENDED, job.job_id, job.name, job.task, "CANCELLED while it waited",
+                             Ending.CANCELLED, seen_at=first)
         if is_patient and (job.is_cancelled or (polls >= _POLLS and waited >= self._options.lost_after)):
             return JobStatus(Phase.GONE)
         return UNKNOWN
@@ -243,8 +240,15 @@ def _owner(job: Job) -> JobStatus | None:
     return JobStatus(Phase.RUNNING, job_id, name, split_id(job_id)[1], node=host)
 
 
-def _has_begun(job: Job) -> bool:
-    return job.is_running or (job.run_dir / "status" / "owner").exists()
+def _has_vanished(job: Job, account: AccountRow | None, seen: Snapshot) -> bool:
+    """Whether it is an element of an array that was cancelled by itself while it waited. Slurm has no trace of it, but
+    that sacct's row of those that wait may name it until the next of them begins."""
+    base, task = split_id(job.job_id)
+    if task is None or job.is_running or (job.run_dir / "status" / "owner").exists():
+        return False
+    if account is not None:
+        return account.is_shared and base in seen.arrays
+    return base in seen.arrays or any(split_id(known)[0] == base for known in seen.accounts)
 
 
 def _user(uid: str) -> str:

@@ -92,6 +92,8 @@ if ! claim "status/.owner.$job"; then
     cause=exit
     rm -f status/exit status/interrupted
     note "continues on $host: Slurm had taken its node (start $((${SLURM_RESTART_COUNT:-0} + 1)))"
+elif compgen -G 'status/owner.*' >/dev/null; then
+    note "continues on $host: the job before this one had to leave its node"
 fi
 rm -f "status/.owner.$job"
 started=$(now)

@@ -6,7 +6,7 @@
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=4
-#SBATCH --mem=8192M
+#SBATCH --mem=2048M
 #SBATCH --time=0-00:11:00
 #SBATCH --no-requeue
 #SBATCH --export=ALL
