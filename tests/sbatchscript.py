@@ -42,8 +42,7 @@ def pretend(folder: Path) -> Path:
 
 _SBATCH = r"""
 folder=$(dirname "$0")
-number=1
-until mkdir "$folder/$number" 2>/dev/null; do number=$((number + 1)); done
+until number=$(date +%s%N) && mkdir "$folder/$number"; do :; done
 script=$folder/$number/job.sh
 cp "${!#}" "$script"
 last=$(sed -n 's/^#SBATCH --array=0-\([0-9]*\).*/\1/p' "$script")

@@ -1,4 +1,4 @@
-"""Two hundred hostile messages through the whole of hpcrunner: nothing of them is executed outside their own
+"""Hundreds of hostile messages through the whole of hpcrunner: nothing of them is executed outside their own
 program, nothing is written outside their run directory, and each one is reported."""
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import pytest
 
 from lab import Lab
 from sbatchscript import options_of, pretend
-
-COUNT = 200
 
 Message = dict[str, Any]
 
@@ -132,9 +130,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("images")
 
 
-@pytest.mark.parametrize("scheduler", ["direct", "slurm"])
+@pytest.mark.parametrize(("scheduler", "count"), [("direct", 200), ("slurm", 100)])
 @pytest.mark.parametrize("seed", [7])
-def test_nothing_escapes_and_everything_is_reported(seed: int, scheduler: str, tmp_path: Path, images: Path) -> None:
+def test_nothing_escapes_and_everything_is_reported(seed: int, scheduler: str, count: int, tmp_path: Path, images: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     flag = tmp_path / "executed"
@@ -143,7 +141,7 @@ def test_nothing_escapes_and_everything_is_reported(seed: int, scheduler: str, t
     lab = Lab(tmp_path / "lab", artifact_limit="50mb", image_dir=str(images), scheduler=scheduler, slurm=options, max_jobs=4)
     chance = random.Random(seed)
     sent: set[bytes] = set()
-    while len(sent) < COUNT:
+    while len(sent) < count:
         message = hostile(lab, chance, flag, outside, len(sent))
         data = message if isinstance(message, bytes) else json.dumps(message).encode("utf-8", "surrogatepass")
         if data not in sent:
@@ -159,18 +157,18 @@ def test_nothing_escapes_and_everything_is_reported(seed: int, scheduler: str, t
     assert not Path("/tmp/escape").exists()
     assert snapshot(tmp_path, lab, images, commands) == before, "files outside the lab's store and state changed"
     runs = json.loads(lab.hpcrunner("status", "--json").stdout)
-    assert len(runs) == COUNT
+    assert len(runs) == count
     assert {run["state"] for run in runs} == {"done"}
     assert all(run["reason"] for run in runs)
     outcomes = [run["outcome"] for run in runs]
     # Some are only odd and run; many are refused; none may be called lost, which is for our own faults.
-    assert outcomes.count("rejected") > 30 and outcomes.count("succeeded") > 30
+    assert outcomes.count("rejected") > 0.15 * count and outcomes.count("succeeded") > 0.15 * count
     assert "lost" not in outcomes, [run["reason"] for run in runs if run["outcome"] == "lost"]
     letters = list(lab.state.joinpath("dead-letters").iterdir())
     for letter in letters:
         assert (letter / "message").read_bytes() in sent
         assert json.loads((letter / "reason.json").read_text())["reason"]
-    assert len(letters) > 10
+    assert len(letters) > 0.05 * count
     scripts = [path.read_text() for path in commands.glob("*/job.sh")]
     assert bool(scripts) == (scheduler == "slurm")
     for script in scripts:

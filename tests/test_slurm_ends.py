@@ -239,7 +239,7 @@ def many(slurm: Slurm) -> Site:
 
 
 # What takes longest is begun first.
-@pytest.mark.usefixtures("containers", "stopping", "tiny", "plain", "late")
+@pytest.mark.usefixtures("tiny", "containers", "stopping", "plain", "late")
 @pytest.mark.service("slurm-plain", "apptainer")
 def test_good_end(many: Site) -> None:
     end = many.end("fine")
@@ -354,26 +354,6 @@ def test_mistake_in_the_site_config_waits_until_it_is_mended(slurm: Slurm) -> No
     lab.work()
     end = lab.end("e")
     assert (end.outcome, end.record["partition"], end.run["generation"]) == ("succeeded", "cpu", 1)
-
-
-@pytest.fixture(scope="module")
-def tiny(slurm: Slurm) -> list[Site]:
-    """Six experiments each, by array and alone, where the user may have two jobs at a time in all."""
-    labs = [site(slurm, {"qos": "tiny"}), site(slurm, {"qos": "tiny", "max_array": 1})]
-    for lab in labs:
-        for number in range(6):
-            lab.submit(f"e{number}", f"print({number})")
-        lab.work()
-    return labs
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_too_many_jobs_is_no_failure(tiny: list[Site], which: int) -> None:
-    lab = tiny[which]
-    ends = [lab.end(f"e{number}") for number in range(6)]
-    assert [(end.outcome, end.run["generation"]) for end in ends] == [("succeeded", 1)] * 6
-    assert [end.log.splitlines()[0] for end in ends] == [str(number) for number in range(6)]
-    assert "Slurm has too many jobs now: QOSMaxSubmitJobPerUserLimit" in lab.said()
 
 
 # -- lost nodes --
@@ -631,8 +611,8 @@ def test_deleted_queue_ends_what_waits(without_queue: Site) -> None:
 def plain(slurm_plain: Slurm) -> Site:
     """Single jobs on a cluster where sacct knows nothing."""
     partitions = {"cpu": {"max_walltime": "1d", "max_cpus": 4}, "debug": {"max_walltime": "2m", "max_cpus": 8}}
-    lab = site(slurm_plain, {"partitions": partitions, "max_array": 1}, retries=1)
-    # The shortest that a partition can give is a minute.
+    lab = site(slurm_plain, {"partitions": partitions, "max_array": 1}, retries=1, kill_grace="40s")
+    # Of the two minutes that the partition gives, 20 s are left for the program.
     lab.submit("capped", SLEEP, resources_needed={"cpus": 5, "gpus": 0}, max_duration="1h")
     lab.submit("code200", "raise SystemExit(200)")
     lab.submit("sigkill", "import os; os.kill(os.getpid(), 9)")
@@ -679,6 +659,29 @@ def test_slurm_killing_for_memory_looks_like_a_crash_without_accounting(plain: S
     assert "the job script ended without saying how" in end.reason
 
 
+# -- too many jobs --
+
+
+@pytest.fixture(scope="module")
+def tiny(slurm: Slurm) -> list[Site]:
+    """Six experiments each, by array and alone, where the user may have two jobs at a time in all."""
+    labs = [site(slurm, {"qos": "tiny"}), site(slurm, {"qos": "tiny", "max_array": 1})]
+    for lab in labs:
+        for number in range(6):
+            lab.submit(f"e{number}", f"print({number})")
+        lab.work()
+    return labs
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_too_many_jobs_is_no_failure(tiny: list[Site], which: int) -> None:
+    lab = tiny[which]
+    ends = [lab.end(f"e{number}") for number in range(6)]
+    assert [(end.outcome, end.run["generation"]) for end in ends] == [("succeeded", 1)] * 6
+    assert [end.log.splitlines()[0] for end in ends] == [str(number) for number in range(6)]
+    assert "Slurm has too many jobs now: QOSMaxSubmitJobPerUserLimit" in lab.said()
+
+
 # -- when time is over --
 
 
@@ -718,7 +721,7 @@ def test_partition_that_gives_less_time(plain: Site) -> None:
     assert (end.outcome, end.record["partition"]) == ("failed", "debug")
     assert re.fullmatch(r"stopped after .*: the longest that partition debug lets a job run \(its max_walltime\); "
                         "save checkpoints, and submit it again to go on", end.reason)
-    assert "[hpcrunner] note: asks to run for 1h; partition debug lets it run for 1m" in end.log.splitlines()
+    assert "[hpcrunner] note: asks to run for 1h; partition debug lets it run for 20s" in end.log.splitlines()
 
 
 def accounted(slurm: Slurm, job: str) -> str:

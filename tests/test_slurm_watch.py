@@ -158,6 +158,29 @@ def test_one_squeue_a_tick_however_often_it_is_asked(world: World) -> None:
     assert world.slurm.polls == 2
 
 
+def test_a_tick_that_takes_long_asks_once_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = a_world(tmp_path, monkeypatch, poll_min=0.5, poll_max=2.0)
+    world.slurm.squeue = queued("45", "RUNNING")
+    for _ in range(3):
+        assert world.watch.statuses([world.job()], urgent=True)[TAG].phase is RUNNING
+        world.later(100)
+    assert world.slurm.polls == 1
+
+
+def test_one_process_looks_anew_in_every_tick(world: World) -> None:
+    """As under `submit-from-queue --wait`."""
+    job = world.job()
+    for state, phase in (("PENDING", PENDING), ("RUNNING", RUNNING), ("COMPLETED", Phase.ENDED)):
+        world.slurm.squeue = queued("45", state)
+        assert world.watch.statuses([job], urgent=False)[TAG].phase is phase
+        world.later(100)
+        world.watch.begin()
+    # What was seen in another tick says nothing of this one.
+    world.slurm.squeue = DOWN
+    assert world.watch.statuses([job], urgent=False) == {TAG: UNKNOWN}
+    assert not world.watch.is_anothers(world.job(name="another"))
+
+
 def test_nothing_is_asked_for_no_job(world: World) -> None:
     assert world.tick() == [] and world.slurm.polls == 0
 
@@ -436,7 +459,7 @@ def test_a_job_that_is_younger_than_the_look_is_not_judged_by_it(world: World) -
     world.begin()
     old, new = world.job("44", tag="old"), world.job("45", since=world.at)
     world.slurm.squeue = queued("44", "RUNNING")
-    world.watch.statuses([old], urgent=True)
+    assert world.watch.statuses([old, world.job("47", tag="at once", since=world.at)], urgent=True)["at once"] == UNKNOWN
     world.later(2)
     assert world.watch.statuses([old, new, world.job("46", tag="newer", since=world.at)], urgent=True)[TAG] == UNKNOWN
     assert world.slurm.asked == [] and world.memory.absent == {}

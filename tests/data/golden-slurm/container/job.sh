@@ -48,7 +48,9 @@ stop() {  # stop CAUSE: SIGTERM to the program and all its children, the grace, 
     [[ $cause == exit ]] || return
     cause=$1
     # If Slurm starts this job again it shall know that its node was not lost.
-    [[ $1 != cancelled ]] || place interrupted "$(now)"
+    [[ $1 != cancelled && $1 != preempted ]] || place interrupted "$(now)"
+    # The program may use all the time that it is warned ahead; Slurm ends it when that is over.
+    [[ $1 != preempted ]] || grace=60
     [[ ! $child ]] || end_child
 }
 end_child() {
@@ -155,6 +157,8 @@ while :; do
     kill -0 "$child" 2>/dev/null || break
     sleep 0.2
 done
+# The SIGTERM that ended the program may be on its way here: Slurm sends it to one process after the other.
+[[ $code == 0 || $cause != exit ]] || sleep 0.2
 if [[ $cause == preempted ]]; then
     # A job that ends now would not be requeued: it waits for Slurm to take its node.
     place exit "$code $cause $started $(now) $host"
