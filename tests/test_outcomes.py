@@ -169,7 +169,7 @@ def test_reasons_say_what_is_known(run: Run, job: JobStatus, says: str) -> None:
                                  JobStatus(Phase.RUNNING, "45", node="n1"), JobStatus(Phase.PENDING, "45")],
                          ids=lambda job: job.reason or job.phase.value)
 @pytest.mark.parametrize(("code", "cause", "outcome"), [
-    (0, "exit", Outcome.SUCCEEDED), (1, "exit", Outcome.FAILED), (143, "exit", Outcome.FAILED),
+    (0, "exit", Outcome.SUCCEEDED), (1, "exit", Outcome.FAILED), (130, "exit", Outcome.FAILED),
     (143, "max_duration", Outcome.FAILED), (143, "walltime", Outcome.FAILED), (143, "partition", Outcome.FAILED),
     (143, "lifetime", Outcome.EXPIRED), (73, "crashed", Outcome.LOST)])
 def test_a_job_that_told_its_own_end_is_believed(job: JobStatus, code: int, cause: str, outcome: Outcome) -> None:
@@ -179,6 +179,11 @@ def test_a_job_that_told_its_own_end_is_believed(job: JobStatus, code: int, caus
     for run in (a_run(), a_run(cancelling="by hand")):
         action = end_of(run, job, left)
         assert (action.outcome, action.exit) == (outcome, left)
+
+
+def test_a_program_that_sigterm_ended_was_told_so_by_somebody() -> None:
+    """Slurm's SIGTERM reaches the program too, maybe before the job script knows of it."""
+    assert wants_explanation(a_run(), an_exit(143, "exit"))
 
 
 @pytest.mark.parametrize("ending", sorted(Ending))
