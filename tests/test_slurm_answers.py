@@ -225,6 +225,10 @@ def test_what_a_site_says_beside_slurms_own_words_is_told(monkeypatch: pytest.Mo
         ask(monkeypatch, 1, "", f"{lua}{FAILED}Invalid account or account/partition combination specified\n")
     with pytest.raises(SubmitUnclear, match=r"You must choose an account.*; Unspecified error"):
         ask(monkeypatch, 1, "", f"{lua}{FAILED}Unspecified error\n")
+    with pytest.raises(SubmitUnclear, match=r"code 1: quota exceeded$"):
+        ask(monkeypatch, 1, "quota exceeded\n")
+    with pytest.raises(SubmitUnclear, match=r"code 1: no message$"):
+        ask(monkeypatch, 1)
     # However much it says.
     with pytest.raises(HpcrunnerError) as caught:
         ask(monkeypatch, 1, "", f"{'x' * 5000}\n{FAILED}Invalid qos specification\n")

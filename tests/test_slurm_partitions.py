@@ -252,9 +252,6 @@ def test_memory_of_experiments_that_do_not_say() -> None:
     assert not [name for name in asked(options(default_memory=2 * GIB, memory_flag="none")) if name.startswith("mem")]
 
 
-GPU_NAMES = ("gres", "gpus", "gpus-per-node", "constraint")
-
-
 @pytest.mark.parametrize(("flag", "type_flag", "kind", "gpus", "expected"), [
     ("gres", "gres", "", 2, {"gres": "gpu:2"}),
     ("gres", "gres", "a100", 2, {"gres": "gpu:a100:2"}),
@@ -271,7 +268,7 @@ GPU_NAMES = ("gres", "gpus", "gpus-per-node", "constraint")
 ])
 def test_how_gpus_are_asked_for(flag: str, type_flag: str, kind: str, gpus: int, expected: dict[str, str]) -> None:
     found = asked(options(gpu_flag=flag, gpu_type_flag=type_flag), kind=kind, gpus=gpus)
-    assert {name: found[name] for name in GPU_NAMES if name in found} == expected
+    assert {name: value for name, value in found.items() if name not in PLAIN} == expected
 
 
 @pytest.mark.parametrize(("site", "partition", "kind", "expected"), [
@@ -343,7 +340,8 @@ def test_nodes_that_failed_are_left_out() -> None:
 
 @pytest.mark.parametrize(("limit", "grace", "expected"), [
     (60, 30, "0-00:03:00"), (30, 30, "0-00:02:00"), (3600, 60, "0-01:02:00"), (3599.5, 0.5, "0-01:01:00"), (3600.1, 0, "0-01:02:00"),
-    (86400 - 120, 60, "1-00:00:00"), (86400, 0, "1-00:01:00"), (10 * 86400 + 7200, 600, "10-02:11:00"), (0, 0, "0-00:01:00"), (1e7, 30, "115-17:49:00")])
+    (86400 - 120, 60, "1-00:00:00"), (86400, 0, "1-00:01:00"), (10 * 86400 + 7200, 600, "10-02:11:00"), (0, 0, "0-00:01:00"), (1e7, 30, "115-17:49:00"),
+    (20 * 3600 - 90, 30, "0-20:00:00")])
 def test_slurms_time_limit_is_rounded_up_to_minutes(limit: float, grace: float, expected: str) -> None:
     assert asked(options(), limit=limit, grace=grace)["time"] == expected
 
@@ -425,6 +423,11 @@ def test_a_build_never_asks_for_more_time_than_its_partition_gives() -> None:
     slurm = options({"builds": Partition(max_walltime=1830)}, build_partition="builds")
     assert built(slurm, 7200)["time"] == "0-00:30:00"
     assert built(slurm, 600)["time"] == "0-00:11:00"
+    assert built(options({"builds": Partition(max_walltime=HOUR)}, build_partition="builds"), 7200)["time"] == "0-01:00:00"
+
+
+def test_a_build_without_a_partition_of_its_own_names_none() -> None:
+    assert "partition" not in built(options())
 
 
 # -- the scripts of arrays and of builds --

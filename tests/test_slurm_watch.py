@@ -289,8 +289,8 @@ def test_a_controller_that_is_down_is_left_alone_for_longer_and_longer(world: Wo
     # It is back: one line more, and all is as before.
     world.slurm.squeue = queued("45", "RUNNING", node="n1")
     assert world.later(601).tick(world.job())[0].phase is RUNNING
-    [message] = said(caplog)
-    assert message.startswith("slurmctld answers again, after ")
+    down = sum(waits) + 601
+    assert said(caplog) == [f"slurmctld answers again, after {down:.0f} s"]
     assert (world.memory.controller.failures, world.memory.controller.problem) == (0, "")
     world.later(31).tick(world.job())
     assert said(caplog) == []
@@ -468,6 +468,14 @@ def test_a_job_that_is_younger_than_the_look_is_not_judged_by_it(world: World) -
     assert world.see(new).reason == "Priority"
 
 
+def test_nor_when_the_accounting_was_asked_for_another(world: World) -> None:
+    old, new = world.job("44", tag="old"), world.job("45", since=world.at)
+    world.slurm.sacct = accounted("44", "COMPLETED") + accounted("45", "FAILED")
+    found = world.tick(old, new)
+    assert (found[0].ending, found[1]) == (COMPLETED, UNKNOWN)
+    assert world.slurm.asked[0][0] == ["44"] and world.memory.absent.keys() == {"old"}
+
+
 # -- absence --
 
 
@@ -490,8 +498,8 @@ def test_an_end_that_may_be_followed_by_another_run_counts_only_when_none_came(w
     job = world.job()
     world.slurm.sacct = accounted("45", ending.value, node="n1")
     assert world.see(job) == UNKNOWN
-    assert world.see(job, 6) == UNKNOWN  # twice, but too soon
-    status = world.see(job, 6)
+    assert world.see(job, 9) == UNKNOWN  # twice, but too soon
+    status = world.see(job, 1)
     assert (status.ending, status.node, status.seen_at) == (ending, "n1", world.at)
 
 
@@ -617,10 +625,25 @@ def test_accounting_that_stays_behind_is_waited_for_ten_seconds(world: World, st
     world.slurm.squeue, world.slurm.sacct = queued("45", state, "None", "n2"), sacct
     first = world.later(1).at
     assert world.see(job) == UNKNOWN
-    assert world.see(job, 9.9) == UNKNOWN
-    status = world.see(job, 0.2)
+    assert world.see(job, 9) == UNKNOWN
+    status = world.see(job, 1)
     # Nothing of an earlier run, or of one that has not ended, is told of this one.
     assert status == JobStatus(Phase.ENDED, "45", NAME, None, state, Ending(state), node="n2", seen_at=first)
+
+
+@pytest.mark.parametrize("state", ["COMPLETED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"])
+def test_an_end_that_squeue_explains_waits_for_no_accounting(world: World, state: str) -> None:
+    world.memory.has_accounting = True
+    world.memory.save(world.file)
+    world.slurm.squeue = queued("45", state, node="n2")
+    status = world.see(world.job())
+    assert (status.ending, status.node, status.seen_at) == (Ending(state), "n2", world.at)
+
+
+@pytest.mark.parametrize(("by_squeue", "by_sacct", "node"), [("n2", "None assigned", "n2"), ("", "n3", "n3"), ("n2", "n3", "n3"), ("", "None assigned", "")])
+def test_the_node_is_told_by_either(world: World, by_squeue: str, by_sacct: str, node: str) -> None:
+    world.slurm.squeue, world.slurm.sacct = queued("45", "FAILED", node=by_squeue), accounted("45", "FAILED", "7:0", by_sacct)
+    assert world.see(world.job()).node == node
 
 
 def test_accounting_that_is_away_delays_no_end_for_long(world: World) -> None:
@@ -686,12 +709,24 @@ def test_a_submission_without_an_answer_that_has_ended_is_found_in_sacct(world: 
     assert (status.job_id, status.phase) == ("50_4", PENDING)
 
 
+def test_a_submission_without_an_answer_that_has_ended_is_explained(world: World) -> None:
+    world.slurm.squeue, world.slurm.sacct = queued("50", "FAILED", "NonZeroExitCode", "n1"), accounted("50", "FAILED", "7:0")
+    status = world.see(world.job(""))
+    assert (status.job_id, status.ending, status.code) == ("50", FAILED, 7)
+
+
+def test_what_sacct_has_of_other_names_is_not_taken_for_it(world: World) -> None:
+    world.slurm.sacct = accounted("44", "COMPLETED", name="hrabcdaaaaaaabb")
+    found = world.tick(world.job("44", tag="other", name="hrabcdaaaaaaabb"), world.job(""))
+    assert (found[0].ending, found[1]) == (COMPLETED, UNKNOWN)
+
+
 def test_that_there_is_no_such_job_is_believed_when_it_was_looked_for_twice(world: World) -> None:
     """A controller that hung may answer squeue before it looks at the submission that waited with it."""
     job = world.job("")
     assert world.see(job) == UNKNOWN
     assert world.see(job, 179) == UNKNOWN
-    status = world.see(job, 2)
+    status = world.see(job, 1)
     assert (status.phase, status.seen_at) == (GONE, world.at)
 
 
@@ -806,7 +841,31 @@ def test_an_array_cancelled_whole_has_its_bare_id_in_both(world: World) -> None:
         assert (status.job_id, status.task, status.ending, status.by) == (f"45_{index}", index, CANCELLED, "user")
     # squeue forgets it.
     world.slurm.squeue = ""
-    assert world.see(world.job("45_8", tag="t8"), 1).by == "user"
+    status = world.see(world.job("45_8", tag="t8"), 1)
+    assert (status.job_id, status.by) == ("45_8", "user")
+
+
+def test_an_array_cancelled_whole_without_accounting(world: World) -> None:
+    world.memory.has_accounting = False
+    world.memory.save(world.file)
+    world.slurm.squeue = queued("45", "CANCELLED", "JobHeldUser")
+    assert world.see(world.job("45_3")).ending is CANCELLED
+
+
+def test_an_array_cancelled_whole_that_sacct_has_as_waiting_still(world: World) -> None:
+    world.slurm.squeue, world.slurm.sacct = queued("45", "CANCELLED", "JobHeldUser"), accounted("45_[0-7]", "PENDING")
+    job = world.job("45_3")
+    assert world.see(job) == UNKNOWN
+    status = world.see(job, 10)
+    assert (status.ending, status.reason) == (CANCELLED, "CANCELLED")
+
+
+def test_an_element_of_which_sacct_has_a_run_did_not_vanish(world: World) -> None:
+    world.slurm.squeue = queued("45_0", "RUNNING")
+    world.slurm.sacct = accounted("45_1", "RUNNING")
+    job = world.job("45_1")
+    assert world.patient(job) == UNKNOWN
+    assert world.see(job, 300) == JobStatus(GONE)
 
 
 def test_the_bare_id_tells_nothing_of_elements_that_have_their_own_record(world: World) -> None:
@@ -854,6 +913,12 @@ def test_a_job_that_was_killed_over_its_memory(world: World, exit_code: str, req
     assert world.see(world.job()).ending is ending
 
 
+def test_a_cancelled_job_is_no_victim_of_its_memory(world: World) -> None:
+    world.slurm.sacct = accounted("45", "CANCELLED by 1001", "0:9", requested="50M") + accounted("45.batch", "CANCELLED", "0:9", peak="60M", name="batch")
+    status = world.see(world.job())
+    assert (status.ending, status.peak_memory) == (CANCELLED, 60 * 2**20)
+
+
 # -- memory --
 
 
@@ -896,6 +961,12 @@ def test_memories_of_older_and_newer_versions(world: World) -> None:
     assert Memory.load(world.file).absent == world.memory.absent
     world.file.write_text(json.dumps({**held, "of_a_later_version": 1}))
     assert Memory.load(world.file) == Memory()
+
+
+def test_a_memory_makes_the_folder_that_it_needs(world: World) -> None:
+    world.file = world.folder / "a" / "b" / "slurm.json"
+    world.tick(world.job())
+    assert Memory.load(world.file) == world.memory
 
 
 def test_a_memory_that_cannot_be_written_stops_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
