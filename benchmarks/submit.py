@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import services
 from slurmlab import SlurmLab
 
-COUNT, ROUNDS = 200, 3
+COUNT, ROUNDS = 200, 5
 
 STAGED = """
 import json, sys, time

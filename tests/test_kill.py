@@ -25,7 +25,7 @@ POINTS = [
     "hpcrunner.engine.prepare:define",
     "hpcrunner.images.cache:Images.build",
     "hpcrunner.engine.submit:job_files",
-    "hpcrunner.engine.submit:write_all_durably",
+    "hpcrunner.files:write_whole",
     "hpcrunner.engine.submit:_intend",
     "hpcrunner.schedulers.direct:DirectScheduler._start",
     "hpcrunner.engine.finish:sign_off",

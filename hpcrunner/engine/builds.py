@@ -13,7 +13,7 @@ from typing import Any
 from hpcrunner.config.site import Site
 from hpcrunner.engine.install import log
 from hpcrunner.errors import HpcrunnerError
-from hpcrunner.files import write_durably
+from hpcrunner.files import write_whole
 from hpcrunner.images.cache import Images, builder_command, crash_count
 from hpcrunner.model import UNKNOWN, Image, ImageState, JobStatus, Phase
 from hpcrunner.schedulers.base import BuildJob, Job, Scheduler, SubmitDeferred, SubmitRefused, SubmitUnclear
@@ -41,7 +41,7 @@ class Builds:
         folder = self._images.folder(digest)
         name = f"hb{self._prefix}{digest[:6]}{int(time.time() * 1000) % 1000:03}"
         mark = {"name": name, "at": time.time(), "begun": crash_count(folder)[0]}
-        write_durably(folder / "job.json", json.dumps(mark), 0o600)
+        write_whole(folder / "job.json", json.dumps(mark), 0o600)
         try:
             job_id = self._scheduler.build(BuildJob(name, folder, *builder_command(folder), self._site.build_timeout))
         except SubmitUnclear as error:

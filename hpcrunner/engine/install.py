@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hpcrunner")
 
+_KEPT = 500
+"""Experiments, of some ten kilobytes each, that are kept in memory."""
 _SCHEMES = {"file": "local"}
 """Backends of stores by the scheme of a location, where the two differ."""
 
@@ -35,6 +37,7 @@ _SCHEMES = {"file": "local"}
 class Install:
     site: Site
     journal: Journal
+    _experiments: dict[int, Experiment] = field(default_factory=dict, repr=False)
 
     @cached_property
     def state(self) -> StateDir:
@@ -88,9 +91,14 @@ class Install:
         return (not match or bool(match.search(queue))) and not (mismatch and mismatch.search(queue))
 
     def experiment(self, run: Run) -> Experiment:
+        """Kept for a while: every step of a run reads it."""
         from hpcrunner.wire.message import parse
 
-        return parse(self.journal.message(run))
+        if run.id not in self._experiments:
+            while len(self._experiments) >= _KEPT:
+                del self._experiments[next(iter(self._experiments))]
+            self._experiments[run.id] = parse(self.journal.message(run))
+        return self._experiments[run.id]
 
     def run_dir(self, run: Run) -> RunDir:
         """Its folder; the name holds the run's id, so no two runs share one."""

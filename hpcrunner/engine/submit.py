@@ -11,11 +11,13 @@ from hpcrunner.engine.install import Install, log
 from hpcrunner.engine.jobfiles import job_files, submission_of
 from hpcrunner.engine.plan import backoff
 from hpcrunner.errors import HpcrunnerError
-from hpcrunner.files import write_all_durably
+from hpcrunner.files import write_whole
+from hpcrunner.layout import RunDir
 from hpcrunner.model import Run, State
-from hpcrunner.schedulers.base import Batch, SubmitDeferred, SubmitUnclear
+from hpcrunner.schedulers.base import Batch, Submission, SubmitDeferred, SubmitUnclear
 
 _TRIES = 5
+_WRITERS = 4
 _DEFERRED = 60.0
 """Seconds at most between two tries of what the scheduler does not take now."""
 
@@ -41,25 +43,11 @@ def submit(install: Install, actions: Sequence[Submit], failed: Callable[[Run, E
 
     `failed` is told of runs that can't be rendered, or that the scheduler refuses for good.
     """
-    files, intents = [], {}
-    for action in actions:
-        run = action.run
-        try:
-            run_dir = install.run_dir(run)
-            submission = submission_of(action, run_dir, tag_of(install.journal.install_id, run))
-            script, env = job_files(install.site, install.container, install.scheduler, install.experiment(run),
-                                    run_dir, action, submission)
-        except Exception as error:
-            failed(run, error)
-            continue
-        files += [(run_dir.env_file, env, 0o600), (run_dir.script, script, 0o700)]
-        intents[submission.tag] = action, submission
-    if not intents:
+    ready = _render(install, actions, failed)
+    if not ready:
         return 0
-    install.state.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_all_durably(files)
-    batches = install.scheduler.batches([submission for _, submission in intents.values()])
-    runs = _intend(install, batches, {tag: action for tag, (action, _) in intents.items()})
+    batches = install.scheduler.batches([submission for _, submission in ready])
+    runs = _intend(install, batches, {submission.tag: action for action, submission in ready})
     moved, said = 0, set[str]()
     for batch, answer in install.scheduler.submit(batches):
         members = [runs[one.tag] for one in batch.jobs]
@@ -73,6 +61,38 @@ def submit(install: Install, actions: Sequence[Submit], failed: Callable[[Run, E
             log.info("%s: submitted as job %s", run.key, job_id)
         moved += len(members)
     return moved
+
+
+def _render(install: Install, actions: Sequence[Submit], failed: Callable[[Run, Exception], None]
+            ) -> list[tuple[Submit, Submission]]:
+    """Writes the files of all jobs. Making files takes a while where many users do, so it goes on beside rendering."""
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    def write(run_dir: RunDir, script: str, env: str) -> None:
+        write_whole(run_dir.env_file, env, 0o600)
+        write_whole(run_dir.script, script, 0o700)
+
+    install.state.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+    written: list[tuple[Submit, Submission, Future[None]]] = []
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        for action in actions:
+            try:
+                run, run_dir = action.run, install.run_dir(action.run)
+                submission = submission_of(action, run_dir, tag_of(install.journal.install_id, run))
+                script, env = job_files(install.site, install.container, install.scheduler, install.experiment(run),
+                                        run_dir, action, submission)
+                written.append((action, submission, pool.submit(write, run_dir, script, env)))
+            except Exception as error:
+                failed(action.run, error)
+    ready = []
+    for action, submission, future in written:
+        try:
+            future.result()
+        except OSError as problem:
+            failed(action.run, problem)
+        else:
+            ready.append((action, submission))
+    return ready
 
 
 def _intend(install: Install, batches: Sequence[Batch], actions: dict[str, Submit]) -> dict[str, Run]:

@@ -54,9 +54,14 @@ def too_long(experiment: Experiment) -> str | None:
     return None
 
 
+ENV_END = "# That is all."
+"""The last line of the file with the environment, by which a job sees that it has all of it."""
+
+
 def env_file(values: Mapping[str, str], prefix: str) -> str:
     """Shell text that exports every value unchanged, under the engine's prefix."""
-    return "".join(f"export {prefix}{name}={shlex.quote(value)}\n" for name, value in sorted(values.items()))
+    exports = (f"export {prefix}{name}={shlex.quote(value)}\n" for name, value in sorted(values.items()))
+    return "".join([*exports, ENV_END, "\n"])
 
 
 def arguments(experiment: Experiment) -> tuple[str, ...]:
@@ -98,6 +103,7 @@ def script(site: Any, template: str, parts: Script) -> str:
         "run_dir": parts.run_dir.root,
         "workspace": parts.run_dir.workspace,
         "env_file": parts.run_dir.env_file,
+        "env_end": ENV_END,
         "log": parts.log,
         "spool_dir": parts.spool_dir,
         "command": list(parts.command),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcrunner.files import write_durably
+from hpcrunner.files import write_whole
 from hpcrunner.layout import StateDir
 from hpcrunner.model import Request
 from hpcrunner.render import environment
@@ -35,9 +35,9 @@ def write(site: Any, options: SlurmOptions, batch: Batch) -> Path:
     members = folder / f"{batch.name}.list"
     header = directives(options, batch.jobs[0], site.kill_grace, name=batch.name, folder=folder,
                         log=folder / f"{batch.name}.log", array=len(batch.jobs))
-    write_durably(members, "".join(f"{job.run_dir}\n" for job in batch.jobs), 0o600)
+    write_whole(members, "".join(f"{job.run_dir}\n" for job in batch.jobs), 0o600)
     script = folder / f"{batch.name}.sh"
-    write_durably(script, environment.shell("array.sh.j2", {"header": header, "members": members},
+    write_whole(script, environment.shell("array.sh.j2", {"header": header, "members": members},
                                             site.template_dirs), 0o700)
     return script
 

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any
 
 from hpcrunner.errors import HpcrunnerError
-from hpcrunner.files import write_durably
+from hpcrunner.files import write_whole
 from hpcrunner.model import Capacity, JobStatus, Phase, Place, Request
 from hpcrunner.render import environment
 from hpcrunner.schedulers.base import Batch, BuildJob, Job, LiveJob, Submission, SubmitDeferred, SubmitRefused
@@ -90,7 +90,7 @@ class SlurmScheduler:
         values = {"header": header, "modules": list(self._options.modules), "command": list(job.argv),
                   "env": dict(job.env)}
         script = job.folder / "build.sh"
-        write_durably(script, environment.shell("build.sh.j2", values, self._site.template_dirs), 0o700)
+        write_whole(script, environment.shell("build.sh.j2", values, self._site.template_dirs), 0o700)
         return self._client.submit(script)
 
     def begin(self) -> None:

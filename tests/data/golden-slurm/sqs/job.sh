@@ -109,6 +109,11 @@ trap 'stop cancelled' TERM INT HUP
 limit=1200
 limit_name=max_duration
 trap 'stop "$limit_name"' USR1
+if [[ $(tail -n 1 /srv/hpcrunner/runs/exp_sqs_1-0.1/env.sh) != '# That is all.' ]]; then
+    # This host does not see the file, or not all of it: another one may.
+    cause=setup
+    finish 73
+fi
 # Slurm takes the node soon: it preempts, or its own time limit is near; ours comes before that.
 begun=$SECONDS
 trap '((SECONDS - begun > 1320 - 60 - 120)) || stop preempted' USR2

@@ -70,6 +70,11 @@ trap 'stop cancelled' TERM INT HUP
 limit=172800
 limit_name=walltime
 trap 'stop "$limit_name"' USR1
+if [[ $(tail -n 1 /srv/hpcrunner/runs/exp_container_only-0.1/env.sh) != '# That is all.' ]]; then
+    # This host does not see the file, or not all of it: another one may.
+    cause=setup
+    finish 73
+fi
 
 (
     trap - TERM INT HUP USR1 USR2
