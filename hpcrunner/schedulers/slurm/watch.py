@@ -17,7 +17,7 @@ from hpcrunner.schedulers.base import Job
 from hpcrunner.schedulers.slurm.client import Client, is_disabled
 from hpcrunner.schedulers.slurm.options import SlurmOptions
 from hpcrunner.schedulers.slurm.pacing import Memory, log, now
-from hpcrunner.schedulers.slurm.states import MAY_COME_BACK, AccountRow, QueueRow, newest, split_id
+from hpcrunner.schedulers.slurm.states import MAY_COME_BACK, AccountRow, QueueRow, is_known, newest, split_id
 
 _ACCOUNTING_LAG = 10.0
 """Seconds after which a run that Slurm requeues has its new row, in squeue or in sacct."""
@@ -64,10 +64,6 @@ class Watch:
         row = self._snapshot.rows.get(job.job_id) if self._snapshot else None
         return row is not None and row.name != job.name
 
-    def queue(self) -> list[QueueRow]:
-        """All jobs of this user, now. Raises UnavailableError."""
-        return self._client.queue()
-
     def _look(self, jobs: list[Job]) -> None:
         memory, at = self._memory, now()
         try:
@@ -81,6 +77,8 @@ class Watch:
             base, task = split_id(row.job_id)
             if task is not None:
                 seen.arrays.add(base)
+        for word in sorted({row.word for row in rows if not is_known(row.word)}):
+            log.warning("squeue says %s, which this hpcrunner doesn't know; such a job counts as running", word)
         text = "\n".join(f"{row.job_id} {row.word}" for row in rows)
         memory.polled(now(), sha256(text.encode()).hexdigest(), self._options.poll_min, self._options.poll_max)
         self._snapshot = seen
@@ -130,7 +128,7 @@ class Watch:
 
     def _judge(self, job: Job, seen: Snapshot) -> JobStatus:
         row = _row_of(job, seen)
-        if row is not None:
+        if row is not None and (row.phase is not Phase.ENDED or row.job_id == job.job_id):
             self._memory.absent.pop(job.tag, None)
         if row is not None and row.phase is not Phase.ENDED:
             self._memory.ended.pop(job.tag, None)
