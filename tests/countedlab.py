@@ -147,7 +147,7 @@ class CountedLab(SlurmLab):
     def check(self, times: Mapping[str, int] = {}) -> None:
         """All is over: each ran once (or as often as `times` says), its results came back once, and nothing is left."""
         runs = self.status()
-        assert sorted(runs) == sorted(self.keys)
+        assert sorted(runs) == sorted(self.keys), self.log()
         for key, run in runs.items():
             assert run["outcome"] == "succeeded", run
             assert self.times_run(key) == times.get(key, 1), (key, self.times_run(key), self.run(key)["history"])

@@ -31,15 +31,15 @@ DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); prin
 SAVES = """
 import os, signal, sys, time
 def save(*_):
-    time.sleep(4)
+    time.sleep(7)
     open("../modeldir/saved", "w").write("saved")
     sys.exit(9)
 signal.signal(signal.SIGTERM, save)
 open("../modeldir/ready", "w").close()
 time.sleep(600)
 """
-"""Needs longer to save than Slurm's own KillWait, which is 2 s here."""
-SAVES_QUICKLY = SAVES.replace("sleep(4)", "sleep(0.5)")
+"""Needs longer to save than Slurm itself leaves: KillWait, and at least 5 s."""
+SAVES_QUICKLY = SAVES.replace("sleep(7)", "sleep(0.5)")
 ONCE_THEN_FINE = """
 import os, sys, time
 if not os.path.exists(os.environ["MARK"]):
@@ -54,15 +54,15 @@ before = open("../modeldir/steps").read() if os.path.exists("../modeldir/steps")
 print("begins with", before or "nothing", flush=True)
 if before: sys.exit()
 def leave(*_):
-    time.sleep(3)
+    time.sleep(7)
     open("../modeldir/steps", "w").write("two steps")
     sys.exit(1)
 signal.signal(signal.SIGTERM, leave)
 open("../modeldir/ready", "w").close()
 time.sleep(600)
 """
-"""Goes on from its checkpoint, and needs to be warned more than KillWait before its end to write one."""
-CHECKPOINTS_QUICKLY = CHECKPOINTS.replace("sleep(3)", "sleep(0)")
+"""Goes on from its checkpoint, and must be warned ahead to write one: Slurm's own SIGTERM leaves it 5 s."""
+CHECKPOINTS_QUICKLY = CHECKPOINTS.replace("sleep(7)", "sleep(0)")
 
 
 @dataclass(frozen=True)
@@ -548,7 +548,7 @@ def command(end: End) -> list[str]:
 def stopping(slurm: Slurm) -> Site:
     """An array of which two run and three wait, and jobs of their own."""
     partitions = {"cpu": {"max_walltime": "1d", "max_cpus": 16}}
-    lab = site(slurm, {"partitions": partitions, "array_throttle": 2}, kill_grace="10s")
+    lab = site(slurm, {"partitions": partitions, "array_throttle": 2}, kill_grace="20s")
     for number in range(5):
         lab.submit(f"element{number}", SAVES)
     lab.submit("stopped", SAVES, resources_needed={"cpus": 2, "gpus": 0})
