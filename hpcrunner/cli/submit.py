@@ -14,9 +14,12 @@ from hpcrunner.cli.common import configuration, set_up_logging
 from hpcrunner.config.site import Site
 from hpcrunner.engine.install import Install
 from hpcrunner.engine.tick import tick
-from hpcrunner.errors import StoreError
+from hpcrunner.errors import StoreError, UnavailableError
 from hpcrunner.journal.store import Journal
 from hpcrunner.layout import StateDir
+
+_PATIENCE = 60.0
+"""Seconds for which `--wait` goes on looking at queues that don't answer, when nothing else is left to do."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,12 +45,19 @@ def _work(install: Install, arguments: argparse.Namespace) -> int:
         return 0
     with _progress(install) as show:
         left = arguments.max
+        seen_at = time.monotonic()
         while True:
             done = tick(install, left)
             left = None if left is None else left - done.taken
             show(done.active)
+            if not install.unanswered:
+                seen_at = time.monotonic()
             if not done.taken and not done.active:
-                return 0
+                if not install.unanswered:
+                    return 0
+                # A queue that can't be looked at is not known to be empty.
+                if time.monotonic() - seen_at > _PATIENCE:
+                    raise UnavailableError(install.unanswered)
             _pause(install, install.site)
 
 

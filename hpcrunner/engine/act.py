@@ -92,6 +92,7 @@ def _as_many_as_fit(install: Install, actions: list[Submit]) -> list[Submit]:
 
 def _act(install: Install, action: Action) -> bool:
     """Does one action, and turns what goes wrong into a later try or an end. True if the run moved on."""
+    install.journal.check()
     try:
         _ACTS[type(action)](install, action)
         return True

@@ -104,6 +104,8 @@ def _return_artifacts(install: Install, run: Run, experiment: Experiment, run_di
             packed.unlink(missing_ok=True)
             for warning in pack(source, packed, style, compression_for(artifact.key or artifact.location)):
                 log.warning("%s: %s: %s", run.key, artifact.tag, warning)
+            # Whoever took over may have returned it, and removed what was packed here.
+            install.journal.check()
             install.store(artifact.location, artifact.credentials).put(packed, artifact.location)
         except StoreError as error:
             if error.transient:
@@ -124,6 +126,7 @@ def _write_record(install: Install, run: Run, experiment: Experiment) -> list[st
         changes["time_finished"] = changes["time_last_checkpoint"] = run.finished_at
     else:
         changes["time_finished"] = run.updated_at
+    install.journal.check()
     try:
         record.update(install, experiment, changes)
     except HpcrunnerError as error:

@@ -37,6 +37,8 @@ _SCHEMES = {"file": "local"}
 class Install:
     site: Site
     journal: Journal
+    unanswered: str = ""
+    """What the last look at the queues could not see, and why; empty if it saw all of them."""
     _experiments: dict[int, Experiment] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -83,6 +85,7 @@ class Install:
                 names = source.names()
             except UnavailableError as error:
                 log.warning("%s", error)
+                self.unanswered = str(error)
                 continue
             yield source, [name for name in names if self._wanted(name)]
 

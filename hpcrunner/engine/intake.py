@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def intake(install: Install, limit: int | None) -> list[Run]:
     """Takes messages in fair turns, one from each queue, until all are empty or `limit` are taken."""
     taken: list[Run] = []
+    install.unanswered = ""
     waiting = [(source, name) for source, names in _watched(install) for name in names]
     while waiting and (limit is None or len(taken) < limit):
         still = []
@@ -32,6 +33,7 @@ def intake(install: Install, limit: int | None) -> list[Run]:
                 delivery = source.receive(name)
             except UnavailableError as error:
                 log.warning("%s", error)
+                install.unanswered = str(error)
                 continue
             if delivery is None:
                 continue

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import time
 from pathlib import Path
 
 from hpcrunner.errors import HpcrunnerError, NotFoundError
 
+_WAITS = 30.0
+"""Seconds for which a lock of SQLite is waited for."""
 _LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "tmpfs", "ramfs", "overlay"})
 
 _SCHEMA = """
@@ -100,7 +103,7 @@ def connect(path: Path) -> sqlite3.Connection:
         version = _version(db, path)
         # WAL needs memory shared between processes, which network file systems don't give.
         # https://www.sqlite.org/wal.html
-        db.execute("PRAGMA journal_mode = " + ("WAL" if file_system(path) in _LOCAL else "DELETE"))
+        _set_mode(db, "wal" if file_system(path) in _LOCAL else "delete")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA foreign_keys = ON")
         if version == 0:
@@ -116,6 +119,18 @@ def connect(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _set_mode(db: sqlite3.Connection, mode: str) -> None:
+    """Changing the mode fails at once where somebody else has the file open: SQLite does not wait for that."""
+    end = time.monotonic() + _WAITS
+    while db.execute("PRAGMA journal_mode").fetchone()[0] != mode:
+        try:
+            db.execute(f"PRAGMA journal_mode = {mode}")
+        except sqlite3.OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.02)
 
 
 def _upgrade(db: sqlite3.Connection, path: Path) -> None:
@@ -159,7 +174,7 @@ def _create(path: Path) -> None:
 
 def _open(uri: str, path: Path) -> sqlite3.Connection:
     try:
-        db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(uri, uri=True, timeout=_WAITS, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as error:
         raise HpcrunnerError(f"{path}: the journal can't be opened: {error}") from error
     db.row_factory = sqlite3.Row

@@ -146,7 +146,7 @@ class Journal:
     def together(self) -> Iterator[None]:
         """Everything written inside becomes durable in one step at the end, or not at all."""
         with transaction(self._db):
-            self._check()
+            self.check()
             self._is_together = True
             try:
                 yield
@@ -179,7 +179,7 @@ class Journal:
             yield
             return
         with transaction(self._db):
-            self._check()
+            self.check()
             yield
 
     def _event(self, run: int, at: float, state: State, text: str) -> None:
@@ -188,7 +188,8 @@ class Journal:
     def _get(self, run: int) -> Run:
         return _run(self._db.execute("SELECT * FROM runs WHERE id = ?", (run,)).fetchone())
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises BusyError if another process took over. To be called before what the journal can't undo, too."""
         if self._lease is None:
             raise HpcrunnerError("the journal is open for reading only")
         self._lease.check()
