@@ -207,8 +207,11 @@ def held_partition(slurm: Slurm, name: str) -> Iterator[str]:
 def many(slurm: Slurm) -> Site:
     """Most ends, in one stream of experiments; they are array elements, as equal experiments are."""
     partitions = {"cpu": {"max_walltime": "1d", "max_cpus": 4, "max_memory": "1000MiB"},
-                  # Whatever comes here could not end in time.
-                  "debug": {"max_walltime": "30m", "max_cpus": 8, "directives": ["--deadline=now+1minutes"]}}
+                  # Whatever comes here waits for a busy node, until it could not end in time.
+                  "debug": {"max_walltime": "30m", "max_cpus": 8,
+                            "directives": ["--nodelist=gpu2", "--exclusive", "--deadline=now+135seconds"]}}
+    slurm.run("sbatch", "--partition=debug", "--nodelist=gpu2", "--output=/dev/null", "--chdir=/tmp", "--time=10",
+              "--job-name=busy", "--wrap=sleep 600")
     lab = site(slurm, {"partitions": partitions})
     mark = str(lab.root / "mark")
     lab.submit("fine", "print('hello')")
@@ -222,7 +225,7 @@ def many(slurm: Slurm) -> Site:
                resources_needed={"cpus": 1, "gpus": 0, "ram": "100m"})
     lab.submit("too-long", SLEEP, max_duration="2s")
     lab.submit("too-late", SLEEP, config={"experimentLifetime": "40s"})
-    lab.submit("deadline", SLEEP, resources_needed={"cpus": 5, "gpus": 0}, max_duration="10m")
+    lab.submit("deadline", SLEEP, resources_needed={"cpus": 5, "gpus": 0}, max_duration="10s")
     lab.submit("too-large", resources_needed={"cpus": 9, "gpus": 0})
     for key, script in {"time": SLEEP, "time-deaf": DEAF, "by-root": SLEEP}.items():
         lab.submit(key, script)
@@ -286,8 +289,9 @@ def test_out_of_memory(many: Site) -> None:
     assert end.run["generation"] == 1, "more of the same would not help"
 
 
-def test_deadline(many: Site) -> None:
+def test_deadline(slurm: Slurm, many: Site) -> None:
     end = many.end("deadline")
+    slurm.run("scancel", "--name=busy")
     assert end.outcome == "failed" and end.record["partition"] == "debug"
     assert "could not end before its deadline (DEADLINE)" in end.reason
 
