@@ -267,8 +267,8 @@ def told(row: object) -> Told:
     return ending or phase
 
 
-def queue_line(*fields: str) -> str:
-    return SEPARATOR.join(fields) + "\n"
+def queue_line(*fields: str, folder: str = "/w") -> str:
+    return SEPARATOR.join((*fields[:4], folder, *fields[4:])) + "\n"
 
 
 def account_line(job_id: str = "45", state: str = "COMPLETED", exit_code: str = "0:0", node: str = "n1", submitted: str = "2026-11-25T04:00:00",
@@ -389,7 +389,7 @@ def test_what_may_come_back_is_what_slurm_requeues() -> None:
 
 
 def test_formats_ask_for_what_is_parsed() -> None:
-    assert QUEUE_FORMAT == "%i\x1f%T\x1f%r\x1f%N\x1f%j"
+    assert QUEUE_FORMAT == "%i\x1f%T\x1f%r\x1f%N\x1f%Z\x1f%j"
     # Every version from 20.11 on knows them: sacct fails over one that it does not know.
     assert ACCOUNT_FIELDS == ("JobID", "State", "ExitCode", "NodeList", "Submit", "Start", "End", "MaxRSS", "ReqMem", "JobName")
 

@@ -17,6 +17,8 @@ from hpcrunner.journal.lease import Lease
 from hpcrunner.model import ACTIVE, TRANSITIONS, Outcome, Request, Run, State
 
 _COLUMNS = tuple(name for name in Run.__dataclass_fields__ if name != "id")
+_REPEATS = 3
+"""So often the history of a run tells the same in a row; after that only when it was last so."""
 
 
 class Journal:
@@ -81,7 +83,7 @@ class Journal:
 
     def events(self, run: Run) -> list[tuple[float, str, str]]:
         """(time, state, text) of everything that happened to a run, oldest first."""
-        rows = self._db.execute("SELECT at, state, text FROM events WHERE run = ? ORDER BY id", (run.id,))
+        rows = self._db.execute("SELECT at, state, text FROM events WHERE run = ? ORDER BY at, id", (run.id,))
         return [(row[0], row[1], row[2]) for row in rows]
 
     def queues_gone(self) -> dict[str, float | None]:
@@ -183,7 +185,15 @@ class Journal:
             yield
 
     def _event(self, run: int, at: float, state: State, text: str) -> None:
-        self._db.execute("INSERT INTO events (run, at, state, text) VALUES (?, ?, ?, ?)", (run, at, state.value, text))
+        # What is tried for days, a submission that the site's config spoils, tells the same again and again.
+        same = self._db.execute(
+            "SELECT id FROM (SELECT id, state, text FROM events WHERE run = ? ORDER BY id DESC LIMIT ?)"
+            " WHERE state = ? AND text = ?", (run, 3 * _REPEATS, state.value, text)).fetchall()
+        if len(same) >= _REPEATS:
+            self._db.execute("UPDATE events SET at = ? WHERE id = ?", (at, same[0]["id"]))
+        else:
+            self._db.execute("INSERT INTO events (run, at, state, text) VALUES (?, ?, ?, ?)",
+                             (run, at, state.value, text))
 
     def _get(self, run: int) -> Run:
         return _run(self._db.execute("SELECT * FROM runs WHERE id = ?", (run,)).fetchone())

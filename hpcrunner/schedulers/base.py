@@ -99,6 +99,11 @@ class SubmitDeferred(HpcrunnerError):
     """It would take a smaller batch, maybe."""
 
 
+class NodesRefused(SubmitDeferred):
+    """The scheduler did not take the job because of the nodes that it shall avoid: no others are left that fit, or
+    one of them is no more."""
+
+
 class Scheduler(Protocol):
     settles: float
     """Seconds after which a job that was submitted without an answer must be visible, if it exists."""

@@ -45,6 +45,8 @@ class LocalStore:
             raise
         except OSError as error:
             target.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise OSError(error.errno, error.strerror, str(target)) from error  # Our own disk, not the store's.
             raise _failed("can't be read", location, error) from error
         return True
 

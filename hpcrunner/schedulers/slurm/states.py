@@ -15,8 +15,9 @@ from hpcrunner.units import parse_size
 SEPARATOR = "\x1f"
 """No field that Slurm prints before the job's name holds it."""
 
-QUEUE_FORMAT = SEPARATOR.join(("%i", "%T", "%r", "%N", "%j"))
-"""For squeue: id, state, reason, nodes, name. The name is last: it may hold anything in others' jobs."""
+QUEUE_FORMAT = SEPARATOR.join(("%i", "%T", "%r", "%N", "%Z", "%j"))
+"""For squeue: id, state, reason, nodes, working directory, name. The name is last: it may hold anything in others'
+jobs."""
 ACCOUNT_FIELDS = ("JobID", "State", "ExitCode", "NodeList", "Submit", "Start", "End", "MaxRSS", "ReqMem", "JobName")
 """For sacct: all of them are known to every version from 20.11 on."""
 
@@ -40,6 +41,8 @@ class QueueRow:
     """The state as Slurm wrote it."""
     reason: str
     node: str
+    folder: str = ""
+    """Its working directory."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,14 @@ def is_known(word: str) -> bool:
 def parse_queue(text: str) -> Iterator[QueueRow]:
     """The rows of `squeue --noheader --states=all --format=QUEUE_FORMAT`. Lines that are none are left out."""
     for line in text.splitlines():
-        fields = line.split(SEPARATOR, 4)
-        if len(fields) != 5:
+        fields = line.split(SEPARATOR, 5)
+        if len(fields) != 6:
             continue
-        job_id, word, reason, node, name = (field.strip() for field in fields)
+        job_id, word, reason, node, folder, name = (field.strip() for field in fields)
         phase, ending = phase_of(word)
         for one in expand(job_id):
-            yield QueueRow(one, name, phase, ending, word, "" if reason == "None" else reason, _node(node))
+            yield QueueRow(one, name, phase, ending, word, "" if reason == "None" else reason, _node(node),
+                           folder)
 
 
 def parse_accounting(text: str) -> list[AccountRow]:
