@@ -248,3 +248,36 @@ time.sleep(600)
     slurm.run("scancel", other)
     run = ends(lab, "e")
     assert (run["outcome"], run["generation"], run["resumes"]) == ("succeeded", 1, 1), run
+
+
+def test_what_comes_during_the_epilogue_is_not_about_the_program(slurm: Slurm) -> None:
+    """Nor does a program that has ended run again for it."""
+    lab = CountedLab(slurm, {"warn": "1s"}, epilogue="sleep 6", kill_grace="2s")
+    lab.add("warned", "cancelled", seconds=0)
+    lab.add("limited", seconds=0, max_duration="2s")
+    jobs = {key: reaches(lab, key, "running") for key in ("warned", "cancelled", "limited")}
+    for key, signal in (("warned", "USR2"), ("cancelled", "TERM")):
+        wait_until((Path(lab.run(key)["run_dir"]) / "status" / "exit").exists, "the program has ended")
+        slurm.run("scancel", "--batch", f"--signal={signal}", jobs[key])
+    for key in jobs:
+        run = ends(lab, key)
+        assert (run["outcome"], run["exit_code"], run["attempt"]) == ("succeeded", 0, 1), run
+        assert lab.times_run(key) == 1
+        assert float(run["finished_at"]) - float(run["started_at"]) < 5
+
+
+@pytest.mark.parametrize("prologue", ["exit 3", "set -e; false", "set -euo pipefail; true | false | true"])
+def test_a_prologue_that_fails_is_the_nodes_fault(slurm: Slurm, prologue: str) -> None:
+    lab = CountedLab(slurm, prologue=prologue, retries=0)
+    lab.add("e")
+    run = ends(lab, "e")
+    assert run["outcome"] == "lost" and "the site's prologue failed there" in str(run["reason"])
+    assert lab.times_run("e") == 0
+
+
+def test_a_strict_prologue_is_not_strict_with_the_rest(slurm: Slurm) -> None:
+    lab = CountedLab(slurm, prologue="set -euo pipefail; export FROM_PROLOGUE=seen", engine="none")
+    lab.submit("e", "import os; print(os.environ.get('FROM_PROLOGUE')); raise SystemExit(3)")
+    run = ends(lab, "e")
+    assert (run["outcome"], run["exit_code"]) == ("failed", 3), run
+    assert "seen" in lab.output("e")

@@ -111,8 +111,8 @@ def by_itself(run: Run, ended: Exit, never_started: bool, policy: Policy) -> Act
     if ended.cause == "crashed":
         return End(run, Outcome.LOST, f"its node was lost {policy.retries + 1} times; given up", ended)
     if ended.cause == "setup":
-        return infrastructure(run, f"the job could not be set up on {ended.host}: `module load` failed there, or its "
-                              "files had not arrived", policy, ended, ended.host)
+        return infrastructure(run, f"the job could not be set up on {ended.host}: `module load` or the site's prologue "
+                              "failed there, or its files had not arrived", policy, ended, ended.host)
     if ended.cause in ("cancelled", "preempted") and run.cancelling:
         return as_wanted(run, ended)
     if ended.cause == "preempted":

@@ -35,15 +35,24 @@ tell() { : >/srv/hpcrunner/spool/."$tag" && mv -f /srv/hpcrunner/spool/."$tag" /
 cause=exit
 child=
 started=
+ended=
 finish() {  # finish CODE
     [[ ! ${timer-} ]] || kill -KILL -- "-$timer" 2>/dev/null
     [[ ! $child ]] || kill -KILL -- "-$child" 2>/dev/null
-    place exit "$1 $cause ${started:=$(now)} $(now) $host"
+    record "$1"
     tell
     exit "$1"
 }
+record() {  # record CODE: how it ended, also on a disk that is full by now
+    local text="$1 $cause ${started:=$(now)} ${ended:=$(now)} $host"
+    if [[ -e status/.reserved ]]; then
+        printf '%-255s\n' "$text" 1<>status/.reserved && mv -f status/.reserved status/exit
+    else
+        place exit "$text"
+    fi
+}
 stop() {  # stop CAUSE: SIGTERM to the program and all its children, the grace, SIGKILL
-    [[ $cause == exit ]] || return
+    [[ ! $ended && ($cause == exit || $cause == setup) ]] || return
     cause=$1
     # If Slurm starts this job again it shall know that its node was not lost.
     [[ $1 != cancelled && $1 != preempted ]] || place interrupted "$(now)"
@@ -92,6 +101,7 @@ if ! claim "status/.owner.$job"; then
         fi
     fi
     cause=exit
+    ended=
     rm -f status/exit status/interrupted
     note "continues on $host: Slurm had taken its node (start $((${SLURM_RESTART_COUNT:-0} + 1)))"
 elif compgen -G 'status/owner.*' >/dev/null; then
@@ -99,6 +109,7 @@ elif compgen -G 'status/owner.*' >/dev/null; then
 fi
 rm -f "status/.owner.$job"
 started=$(now)
+printf '%255s\n' '' >status/.reserved
 place started "$started"
 
 # Every background job gets a process group of its own, which can be stopped as a whole.
@@ -160,9 +171,12 @@ done
 [[ $code == 0 || $cause != exit ]] || sleep 0.2
 if [[ $cause == preempted ]]; then
     # A job that ends now would not be requeued: it waits for Slurm to take its node.
-    place exit "$code $cause $started $(now) $host"
+    record "$code"
     tell
     trap 'exit "$code"' TERM
     for ((left = 60 + 120; left > 0; left--)); do sleep 1; done
 fi
+# What comes now, a limit or a signal, is no longer about the program.
+ended=$(now)
+record "$code"
 finish "$code"

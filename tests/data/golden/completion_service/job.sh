@@ -18,6 +18,7 @@ tell() { : >/srv/hpcrunner/spool/."$tag" && mv -f /srv/hpcrunner/spool/."$tag" /
 cause=exit
 child=
 started=
+ended=
 finish() {  # finish CODE
     # Timers, and whatever the program left running, end with this session.
     local file stat pid
@@ -28,12 +29,20 @@ finish() {  # finish CODE
         pid=${file//[!0-9]/}
         [[ ${stat[3]-} != "$$" || $pid == "$$" ]] || kill -KILL "$pid" 2>/dev/null
     done
-    place exit "$1 $cause ${started:=$(now)} $(now) $host"
+    record "$1"
     tell
     exit 0
 }
+record() {  # record CODE: how it ended, also on a disk that is full by now
+    local text="$1 $cause ${started:=$(now)} ${ended:=$(now)} $host"
+    if [[ -e status/.reserved ]]; then
+        printf '%-255s\n' "$text" 1<>status/.reserved && mv -f status/.reserved status/exit
+    else
+        place exit "$text"
+    fi
+}
 stop() {  # stop CAUSE: SIGTERM to the program and all its children, the grace, SIGKILL
-    [[ $cause == exit ]] || return
+    [[ ! $ended && ($cause == exit || $cause == setup) ]] || return
     cause=$1
     [[ ! $child ]] || end_child
 }
@@ -62,6 +71,7 @@ if ! claim "status/.owner.$$"; then
 fi
 rm -f "status/.owner.$$"
 started=$(now)
+printf '%255s\n' '' >status/.reserved
 place started "$started"
 
 # Every background job gets a process group of its own, which can be stopped as a whole.
@@ -104,4 +114,7 @@ while :; do
     kill -0 "$child" 2>/dev/null || break
     sleep 0.2
 done
+# What comes now, a limit or a signal, is no longer about the program.
+ended=$(now)
+record "$code"
 finish "$code"
