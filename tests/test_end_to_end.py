@@ -160,6 +160,19 @@ def test_an_empty_mount_point_is_no_deleted_queue(lab: Lab) -> None:
     assert "queue local_test was deleted" in lab.run_all()["waits"]["reason"]
 
 
+def test_installs_may_share_a_working_dir(tmp_path: Path) -> None:
+    shared = {"working_dir": str(tmp_path / "runs"), "retries": 0}
+    first, second = Lab(tmp_path / "first", **shared), Lab(tmp_path / "second", **shared)
+    go = tmp_path / "go"
+    first.submit("same", f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.1)\nprint('of the first')")
+    until(lambda: first.tick() and first.status()["same"]["state"] == "running")
+    second.submit("same", "print('of the second')")
+    assert second.run_all()["same"]["outcome"] == "succeeded"
+    go.touch()
+    assert first.run_all()["same"]["outcome"] == "succeeded"
+    assert "of the first" in first.output("same") and "of the second" in second.output("same")
+
+
 def test_the_same_message_again_runs_once(lab: Lab) -> None:
     message = lab.message("once", "print('ran')")
     lab.enqueue(message)
