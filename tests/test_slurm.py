@@ -220,9 +220,10 @@ def test_a_build_job_that_can_not_run_is_an_end_with_a_reason(slurm: Slurm, appt
 def test_gpu_jobs_see_exactly_their_cards(slurm: Slurm) -> None:
     lab = SlurmLab(slurm)
     script = "import os, time; print(os.environ.get('CUDA_VISIBLE_DEVICES')); time.sleep(3)"
+    wish = {"env": {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}}
     for key in ("g1", "g2"):
-        lab.submit(key, script, resources_needed={"cpus": 1, "gpus": 2, "gpuMem": "10g"})
-    lab.submit("c", script)
+        lab.submit(key, script, resources_needed={"cpus": 1, "gpus": 2, "gpuMem": "10g"}, config=wish)
+    lab.submit("c", script, config=wish)
     lab.run_all()
     seen = {key: lab.output(key).splitlines()[0] for key in ("g1", "g2", "c")}
     assert seen["c"] == "-1" and {seen["g1"], seen["g2"]} == {"0,1", "2,3"}
