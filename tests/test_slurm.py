@@ -229,6 +229,20 @@ def test_gpu_jobs_see_exactly_their_cards(slurm: Slurm) -> None:
     assert seen["c"] == "-1" and {seen["g1"], seen["g2"]} == {"0,1", "2,3"}
 
 
+def test_the_time_of_a_suspended_job_stands_still(slurm: Slurm) -> None:
+    lab = SlurmLab(slurm)
+    lab.submit("e", "import time\nfor i in range(60): print('second', flush=True); time.sleep(1)", max_duration="8s")
+    tick_until(lab, lambda: lab.status()["e"]["state"] == "running", "it runs")
+    job = lab.status()["e"]["job_id"]
+    slurm.root("scontrol", "suspend", job)
+    time.sleep(14)
+    slurm.root("scontrol", "resume", job)
+    run = lab.run_all()["e"]
+    assert run["outcome"] == "failed" and "longer than its max_duration" in run["reason"], run
+    assert run["finished_at"] - run["started_at"] > 17
+    assert 5 <= lab.output("e").count("second") <= 12
+
+
 def test_nothing_of_the_callers_environment_reaches_sbatch_or_the_job(slurm: Slurm) -> None:
     lab = SlurmLab(slurm)
     lab.submit("e", "import os; print(sorted(os.environ))")
