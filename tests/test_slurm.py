@@ -83,6 +83,23 @@ def test_arrays_stay_within_what_the_site_allows(slurm: Slurm) -> None:
     assert len({run["job_id"].partition("_")[0] for run in runs.values()}) == 3
 
 
+def test_an_array_whose_files_cant_be_written_waits_and_says_why(slurm: Slurm) -> None:
+    lab = SlurmLab(slurm)
+    arrays = lab.state / "arrays"
+    with lab.as_user():
+        arrays.mkdir(parents=True)
+        arrays.chmod(0o500)
+    for key in ("e0", "e1"):
+        lab.submit(key)
+    lab.submit("alone", resources_needed={"cpus": 2, "gpus": 0})
+    tick_until(lab, lambda: lab.status()["alone"]["state"] == "done", "the one without an array has ended")
+    for key in ("e0", "e1"):
+        run = lab.status()[key]
+        assert run["state"] == "ready" and f"{arrays}/" in run["waiting"] and "Permission denied" in run["waiting"], run
+    arrays.chmod(0o700)
+    assert {run["outcome"] for run in lab.run_all().values()} == {"succeeded"}
+
+
 def test_one_element_is_cancelled_and_the_others_go_on(slurm: Slurm) -> None:
     lab = SlurmLab(slurm, {"array_throttle": 2}, kill_grace="10s")
     for number in range(4):
