@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -134,6 +135,42 @@ def test_deleting_the_queue_cancels_its_experiments(lab: Lab) -> None:
         path.rmdir() if path.is_dir() else path.unlink()
     run = lab.run_all()["waits"]
     assert run["outcome"] == "cancelled" and "queue local_test was deleted" in run["reason"]
+
+
+def test_an_empty_mount_point_is_no_deleted_queue(lab: Lab) -> None:
+    lab.submit("waits", "import time; time.sleep(60)")
+    until(lambda: lab.tick() and lab.status()["waits"]["state"] == "running")
+    root, away = lab.queue.parent, lab.root / "away"
+    root.rename(away)
+    root.mkdir()
+    for _ in range(3):
+        said = lab.tick().stderr
+        assert said.count("a mount is missing") == 1 and f"local queues: {root}/.hpcrunner-" in said
+    # The client made another queue there, and that was taken from: it says nothing of the first one.
+    lab.queue.with_name("local_other").mkdir()
+    lab.queue, first = lab.queue.with_name("local_other"), lab.queue
+    lab.submit("other")
+    assert "a mount is missing" in lab.tick().stderr
+    assert lab.status()["waits"]["state"] == "running"
+    shutil.rmtree(root)
+    away.rename(root)
+    assert "local_test" not in lab.tick().stderr
+    assert lab.status()["waits"]["state"] == "running"
+    shutil.rmtree(first)
+    assert "queue local_test was deleted" in lab.run_all()["waits"]["reason"]
+
+
+def test_installs_may_share_a_working_dir(tmp_path: Path) -> None:
+    shared = {"working_dir": str(tmp_path / "runs"), "retries": 0}
+    first, second = Lab(tmp_path / "first", **shared), Lab(tmp_path / "second", **shared)
+    go = tmp_path / "go"
+    first.submit("same", f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.1)\nprint('of the first')")
+    until(lambda: first.tick() and first.status()["same"]["state"] == "running")
+    second.submit("same", "print('of the second')")
+    assert second.run_all()["same"]["outcome"] == "succeeded"
+    go.touch()
+    assert first.run_all()["same"]["outcome"] == "succeeded"
+    assert "of the first" in first.output("same") and "of the second" in second.output("same")
 
 
 def test_the_same_message_again_runs_once(lab: Lab) -> None:

@@ -358,8 +358,10 @@ def test_runs_of_one_experiment_take_turns() -> None:
     assert plan([second], Observations(), POLICY, NOW) == [Stage(second)]
     held = a_run(State.READY, 1, key="same", not_before=NOW + 9)
     assert plan([held, second], Observations(), POLICY, NOW) == []
-    elsewhere = replace(second, queue="other")
-    assert plan([held, elsewhere], Observations(), POLICY, NOW) == [Stage(elsewhere)]
+    # Where results and records go depends on the key alone.
+    assert plan([held, replace(second, queue="other")], Observations(), POLICY, NOW) == []
+    other = replace(second, key="other")
+    assert plan([held, other], Observations(), POLICY, NOW) == [Stage(other)]
 
 
 # -- images --

@@ -83,6 +83,23 @@ def test_arrays_stay_within_what_the_site_allows(slurm: Slurm) -> None:
     assert len({run["job_id"].partition("_")[0] for run in runs.values()}) == 3
 
 
+def test_an_array_whose_files_cant_be_written_waits_and_says_why(slurm: Slurm) -> None:
+    lab = SlurmLab(slurm)
+    arrays = lab.state / "arrays"
+    with lab.as_user():
+        arrays.mkdir(parents=True)
+        arrays.chmod(0o500)
+    for key in ("e0", "e1"):
+        lab.submit(key)
+    lab.submit("alone", resources_needed={"cpus": 2, "gpus": 0})
+    tick_until(lab, lambda: lab.status()["alone"]["state"] == "done", "the one without an array has ended")
+    for key in ("e0", "e1"):
+        run = lab.status()[key]
+        assert run["state"] == "ready" and f"{arrays}/" in run["waiting"] and "Permission denied" in run["waiting"], run
+    arrays.chmod(0o700)
+    assert {run["outcome"] for run in lab.run_all().values()} == {"succeeded"}
+
+
 def test_one_element_is_cancelled_and_the_others_go_on(slurm: Slurm) -> None:
     lab = SlurmLab(slurm, {"array_throttle": 2}, kill_grace="10s")
     for number in range(4):
@@ -220,12 +237,27 @@ def test_a_build_job_that_can_not_run_is_an_end_with_a_reason(slurm: Slurm, appt
 def test_gpu_jobs_see_exactly_their_cards(slurm: Slurm) -> None:
     lab = SlurmLab(slurm)
     script = "import os, time; print(os.environ.get('CUDA_VISIBLE_DEVICES')); time.sleep(3)"
+    wish = {"env": {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}}
     for key in ("g1", "g2"):
-        lab.submit(key, script, resources_needed={"cpus": 1, "gpus": 2, "gpuMem": "10g"})
-    lab.submit("c", script)
+        lab.submit(key, script, resources_needed={"cpus": 1, "gpus": 2, "gpuMem": "10g"}, config=wish)
+    lab.submit("c", script, config=wish)
     lab.run_all()
     seen = {key: lab.output(key).splitlines()[0] for key in ("g1", "g2", "c")}
     assert seen["c"] == "-1" and {seen["g1"], seen["g2"]} == {"0,1", "2,3"}
+
+
+def test_the_time_of_a_suspended_job_stands_still(slurm: Slurm) -> None:
+    lab = SlurmLab(slurm)
+    lab.submit("e", "import time\nfor i in range(60): print('second', flush=True); time.sleep(1)", max_duration="8s")
+    tick_until(lab, lambda: lab.status()["e"]["state"] == "running", "it runs")
+    job = lab.status()["e"]["job_id"]
+    slurm.root("scontrol", "suspend", job)
+    time.sleep(14)
+    slurm.root("scontrol", "resume", job)
+    run = lab.run_all()["e"]
+    assert run["outcome"] == "failed" and "longer than its max_duration" in run["reason"], run
+    assert run["finished_at"] - run["started_at"] > 17
+    assert 5 <= lab.output("e").count("second") <= 12
 
 
 def test_nothing_of_the_callers_environment_reaches_sbatch_or_the_job(slurm: Slurm) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hpcrunner import __version__
-from hpcrunner.errors import HpcrunnerError, UsageError
+from hpcrunner.errors import HpcrunnerError, StoreError, UsageError
 
 _EPILOG = """\
 exit codes: 0 all went well; 64 wrong usage; 65 a message can't be understood; 66 no such experiment or file;
@@ -69,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `hpcrunner status | head`: whoever read has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        # A full disk, a read-only file system, a folder of somebody else's.
+        print(f"hpcrunner: {f'{error.filename}: {error.strerror}' if error.filename else error}", file=sys.stderr)
+        return StoreError.exit_code
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -26,7 +26,8 @@ class Site:
             "takes turns.")
     working_dir: Path = option(
         None, kinds.path(), unset="`runs` in `state_dir`",
-        doc="Run directories of experiments. Hosts that run jobs must see it under the same path.")
+        doc="Run directories of experiments. Hosts that run jobs must see it under the same path. Several installs may "
+            "share it.")
     image_dir: Path = option(
         None, kinds.path(), unset="`images` in `state_dir`",
         doc="Images that were built, each once for all experiments with the same environment. Several installs may "

@@ -12,6 +12,7 @@ from hpcrunner.engine import record
 from hpcrunner.engine.actions import Cancel
 from hpcrunner.engine.install import Install, log
 from hpcrunner.errors import HpcrunnerError
+from hpcrunner.files import write_whole
 from hpcrunner.model import ACTIVE, Run, State
 
 _CHECK_EVERY = 15.0
@@ -45,9 +46,7 @@ def request(folder: Path, content: dict[str, Any]) -> Path:
     """Leaves a request for whoever works on the install, under a name that says when it was made."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / f"{time.time_ns()}.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content))
-    part.replace(path)
+    write_whole(path, json.dumps(content), 0o600)
     return path
 
 

@@ -55,11 +55,11 @@ def plan(runs: Iterable[Run], seen: Observations, policy: Policy, now: float) ->
     """The next action of each run that has one. `runs` are the active ones, oldest first."""
     runs = list(runs)
     room = _Room(runs, seen.capacity, policy)
-    first: dict[tuple[str, str], int] = {}
+    first: dict[str, int] = {}
     actions = []
     for run in runs:
-        # Runs of one experiment write to the same places, so they take turns.
-        turn = first.setdefault((run.queue, run.key), run.id) == run.id
+        # Runs of one experiment write to the same places, from whatever queue they come, so they take turns.
+        turn = first.setdefault(run.key, run.id) == run.id
         # One that is farther ahead was noted by a clock that was wrong.
         if now < run.not_before <= now + _LONGEST_WAIT:
             continue

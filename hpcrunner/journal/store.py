@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcrunner.errors import HpcrunnerError, NotFoundError
-from hpcrunner.journal.database import connect, connect_read_only, transaction
+from hpcrunner.journal.database import connect, connect_read_only, transaction, trouble_is_told
 from hpcrunner.journal.lease import Lease
 from hpcrunner.model import ACTIVE, TRANSITIONS, Outcome, Request, Run, State
 
@@ -26,25 +26,35 @@ class Journal:
 
     Opened for writing it holds the lease until `close`; raises BusyError if another process has it.
     Opened with `read_only` it never blocks and is never blocked; raises NotFoundError if there is none.
+    Where the disk is full or read-only, opening it and what is done in its `with` raise StoreError.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        self._db = connect_read_only(path) if read_only else connect(path)
         self._lease: Lease | None = None
         self._is_together = False
-        try:
-            self._lease = None if read_only else Lease(self._db, path)
-            self.install_id = str(self._db.execute("SELECT value FROM meta WHERE name = 'install'").fetchone()[0])
-        except BaseException:
-            self._db.close()
-            raise
+        self._is_read_only = read_only
+        with trouble_is_told(path, read_only=read_only):
+            self._db = connect_read_only(path) if read_only else connect(path)
+            try:
+                self._lease = None if read_only else Lease(self._db, path)
+                self.install_id = str(self._db.execute("SELECT value FROM meta WHERE name = 'install'").fetchone()[0])
+            except BaseException:
+                self._db.close()
+                raise
 
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        with trouble_is_told(self.path, read_only=self._is_read_only):
+            try:
+                self.close()
+            except sqlite3.OperationalError:
+                if error is None:
+                    raise
+            if isinstance(error, sqlite3.OperationalError):
+                raise error
 
     def close(self) -> None:
         try:

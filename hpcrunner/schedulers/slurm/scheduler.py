@@ -87,8 +87,15 @@ class SlurmScheduler:
         from concurrent.futures import ThreadPoolExecutor, as_completed
 
         self._memory.hurry(self._options.poll_min)
-        scripts = {batch: arrays.write(self._site, self._options, batch) if batch.is_array else batch.jobs[0].script
-                   for batch in batches}
+        scripts: dict[Batch, Path] = {}
+        for batch in batches:
+            try:
+                scripts[batch] = (arrays.write(self._site, self._options, batch) if batch.is_array
+                                  else batch.jobs[0].script)
+            except HpcrunnerError as error:
+                yield batch, error
+            except OSError as error:
+                yield batch, SubmitDeferred(f"{error.filename}: {error.strerror}")
         with ThreadPoolExecutor(self._options.submit_parallel) as pool:
             pending = {pool.submit(self._submit, batch, script): batch for batch, script in scripts.items()}
             try:

@@ -23,6 +23,7 @@
 #   started   Unix time
 #   program   made by the program's own environment: the container did start
 #   exit      code, cause, start, end, host
+#   suspended seconds for which it was suspended
 umask 077
 cd /srv/hpcrunner/runs/exp_container_only-0.1 || exit 73
 tag=hr0000000000000
@@ -63,7 +64,30 @@ stop() {  # stop CAUSE: SIGTERM to the program and all its children, the grace, 
 end_child() {
     kill -TERM -- "-$child" 2>/dev/null
     # A scheduler's own SIGTERM may reach every process of a job, this one too.
-    { trap '' TERM INT HUP; sleep "$grace"; kill -KILL -- "-$child"; } 2>/dev/null &
+    { trap '' TERM INT HUP; run_for "$grace"; kill -KILL -- "-$child"; } 2>/dev/null &
+}
+limit_reached() {
+    stop "$limit_name"
+}
+
+# Waits until this job has run for so many seconds, in steps: while it is suspended it does not run. Of a step that took far
+# too long it ran a part only, on the average half. The host's uptime (hundredths of seconds) costs no process and never jumps.
+run_for() {
+    local left=$((100 * $1)) suspended=0 step took before at
+    read -r before _ </proc/uptime
+    before=$((10#${before/./}))
+    while ((left > 0)); do
+        step=$((left < 500 ? left : 500))
+        sleep "$((step / 100)).$((step / 10 % 10))$((step % 10))" || return
+        read -r at _ </proc/uptime
+        at=$((10#${at/./}))
+        took=$((at - before)) before=$at
+        if ((took > step + 500)); then
+            suspended=$((suspended + took - step / 2)) took=$((step / 2))
+            place suspended $((suspended / 100))
+        fi
+        left=$((left - took))
+    done
 }
 
 # Claim the run directory. A hard link is made or not made, on every file system that has them, and so is a folder.
@@ -112,12 +136,11 @@ started=$(now)
 printf '%255s\n' '' >status/.reserved
 place started "$started"
 
-# Every background job gets a process group of its own, which can be stopped as a whole.
-set -m
 trap 'stop cancelled' TERM INT HUP
 limit=86310
 limit_name=partition
-trap 'stop "$limit_name"' USR1
+trap limit_reached USR1
+rm -f status/suspended
 if [[ $(tail -n 1 /srv/hpcrunner/runs/exp_container_only-0.1/env.sh) != '# That is all.' ]]; then
     # This host does not see the file, or not all of it: another one may.
     cause=setup
@@ -125,7 +148,12 @@ if [[ $(tail -n 1 /srv/hpcrunner/runs/exp_container_only-0.1/env.sh) != '# That 
 fi
 # Slurm takes the node soon: it preempts, or its own time limit is near; ours comes before that.
 begun=$SECONDS
-trap '((SECONDS - begun > 86400 - 60 - 120)) || stop preempted' USR2
+warned() {
+    local suspended=0
+    [[ ! -e status/suspended ]] || read -r suspended <status/suspended
+    ((SECONDS - begun - suspended > 86400 - 60 - 120)) || stop preempted
+}
+trap warned USR2
 # A batch script is no login shell, in which many sites define `module`.
 for file in /etc/profile.d/{lmod,z00_lmod,modules}.sh /usr/share/{lmod/lmod,modules}/init/bash; do
     ! type module >/dev/null 2>&1 || break
@@ -139,6 +167,9 @@ if ! module load apptainer/1.4; then
     exit 73
 fi
 
+# Program and timer get process groups of their own, which can be stopped as a whole. Not for longer: under `set -m` bash
+# leaves its loops when it is suspended.
+set -m
 (
     trap - TERM INT HUP USR1 USR2
     exec </dev/null >>/srv/hpcrunner/runs/exp_container_only-0.1/studioml/experiments/exp_container_only/output/output 2>&1
@@ -151,11 +182,12 @@ fi
 child=$!
 # Told to stop in the moment before there was a child to stop.
 [[ $cause == exit ]] || end_child
-# Not if the sleep itself is killed, as all processes of a job are by a scheduler that ends it.
-{ sleep "$limit" && kill -USR1 $$; } &
+# Not if its sleep is killed, as all processes of a job are by a scheduler that ends it.
+{ run_for "$limit" && kill -USR1 $$; } &
 timer=$!
+set +m
 
-# `wait` returns early when a signal comes in, or when the program is suspended.
+# `wait` returns early when a signal comes in.
 while :; do
     wait "$child"
     code=$?
