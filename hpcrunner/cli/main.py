@@ -201,12 +201,15 @@ def _render(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 def _site(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser("site", help="check or show a site config")
-    parts = command.add_subparsers(dest="part", metavar="check|show", required=True, parser_class=_Parser)
+    parts = command.add_subparsers(dest="part", metavar="check|show|options", required=True, parser_class=_Parser)
     for name, text in (("check", "find everything that is wrong with it"),
                        ("show", "print what it amounts to, and where each value comes from")):
         part = parts.add_parser(name, help=text, description=text.capitalize() + ".",
                                 epilog=f"example:\n  hpcrunner site {name} site.yaml")
         part.add_argument("site", type=Path, metavar="FILE", help="a file, or the name of a shipped site config")
+    parts.add_parser("options", help="print the reference of all options",
+                     description="Prints what every option means, what it allows and its default.",
+                     epilog="example:\n  hpcrunner site options | less")
 
 
 def _recipe(commands: argparse._SubParsersAction[_Parser]) -> None:
