@@ -183,8 +183,9 @@ def _resolve(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser(
         "doctor", help="find what is wrong, and say what to do about it",
-        description="Looks for jobs of this install that its journal doesn't know, and for submissions that had no\n"
-                    "answer for long. Exit code 1 if something was found.",
+        description="Looks for jobs that wait for what won't come by itself, submissions that are refused or had no\n"
+                    "answer for long, jobs that nobody waits for, and a scheduler that doesn't answer. Exit code 1 if\n"
+                    "something was found.",
         epilog="example:\n  hpcrunner doctor --site site.yaml")
     command.add_argument("--json", action="store_true", help="for programs")
     add_site(command)

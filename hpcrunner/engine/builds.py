@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from hpcrunner.config.site import Site
@@ -19,6 +20,18 @@ from hpcrunner.model import UNKNOWN, Image, ImageState, JobStatus, Phase
 from hpcrunner.schedulers.base import BuildJob, Job, Scheduler, SubmitDeferred, SubmitRefused, SubmitUnclear
 
 
+def prefix_of(prefix: str) -> str:
+    """What the names of all build jobs of an install begin with, from what those of its other jobs do."""
+    return "hb" + prefix[2:]
+
+
+def marks(image_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Digest and mark of each image that a job is to build."""
+    for path in sorted((image_dir / "builds").glob("*/job.json")):
+        if mark := _mark(path.parent):
+            yield path.parent.name, mark
+
+
 class Builds:
     def __init__(self, site: Site, images: Images, scheduler: Scheduler, prefix: str) -> None:
         self._site, self._images, self._scheduler = site, images, scheduler
@@ -26,7 +39,7 @@ class Builds:
 
     def jobs(self, digests: Iterable[str]) -> list[Job]:
         """The jobs that build some of these images, as far as they were submitted."""
-        marked = ((digest, self._mark(digest)) for digest in digests)
+        marked = ((digest, _mark(self._images.folder(digest))) for digest in digests)
         return [Job(mark["name"], "", self._images.folder(digest), mark["name"], since=float(mark["at"]))
                 for digest, mark in marked if mark]
 
@@ -39,7 +52,7 @@ class Builds:
             self._images.build(digest)
             return
         folder = self._images.folder(digest)
-        name = f"hb{self._prefix}{digest[:6]}{int(time.time() * 1000) % 1000:03}"
+        name = f"{self._prefix}{digest[:6]}{int(time.time() * 1000) % 1000:03}"
         mark = {"name": name, "at": time.time(), "begun": crash_count(folder)[0]}
         write_whole(folder / "job.json", json.dumps(mark), 0o600)
         try:
@@ -57,7 +70,7 @@ class Builds:
 
     def _look(self, digest: str, states: Mapping[str, JobStatus]) -> Image:
         image = self._images.look(digest)
-        mark = self._mark(digest)
+        mark = _mark(self._images.folder(digest))
         if mark is None or image.state is ImageState.BUILDING:
             return image
         job = states.get(mark["name"], UNKNOWN)
@@ -75,9 +88,10 @@ class Builds:
         (folder / "job.json").unlink(missing_ok=True)
         return self._images.look(digest)
 
-    def _mark(self, digest: str) -> dict[str, Any] | None:
-        try:
-            mark: dict[str, Any] = json.loads((self._images.folder(digest) / "job.json").read_text())
-            return mark
-        except (OSError, ValueError):
-            return None
+
+def _mark(folder: Path) -> dict[str, Any] | None:
+    try:
+        mark: dict[str, Any] = json.loads((folder / "job.json").read_text())
+        return mark
+    except (OSError, ValueError):
+        return None
