@@ -217,6 +217,25 @@ def test_a_build_job_that_can_not_run_is_an_end_with_a_reason(slurm: Slurm, appt
     assert run["outcome"] == "failed" and "image build" in run["reason"], run
 
 
+def test_a_build_job_that_waits_for_ever_is_told_and_goes_with_its_last_experiment(slurm: Slurm, apptainer: Apptainer) -> None:
+    """The partition's MaxTime, 30 minutes, is less than build_timeout, and the site config doesn't say so."""
+    lab = SlurmLab(slurm, {"build_partition": "debug", "build_memory": "2000MiB", "build_cpus": 1}, engine="apptainer",
+                   build_timeout="1h", base_images={"any": str(slurm.share(apptainer.base_image))})
+    for key in ("e1", "e2"):
+        lab.submit(key, "print('x')", pythonenv=["six==1.14.0"])
+    tick_until(lab, lambda: lab.status()["e1"]["waiting"] == "PartitionTimeLimit", "the build waits")
+    done = lab.hpcrunner("doctor", check=False)
+    assert done.returncode == 1 and "that builds its image waits for what won't come by itself: PartitionTimeLimit" in done.stdout
+    builds = lambda: [line for line in slurm.run("squeue", "--noheader", "--me", "--format=%j").stdout.split() if line.startswith("hb")]  # noqa: E731
+    lab.hpcrunner("cancel", "e1")
+    lab.tick()
+    assert len(builds()) == 1
+    lab.hpcrunner("cancel", "e2")
+    wait_until(lambda: not builds(), "its job is cancelled", 20)
+    lab.tick("--wait")
+    assert lab.hpcrunner("doctor").stdout == "nothing found\n"
+
+
 def test_gpu_jobs_see_exactly_their_cards(slurm: Slurm) -> None:
     lab = SlurmLab(slurm)
     script = "import os, time; print(os.environ.get('CUDA_VISIBLE_DEVICES')); time.sleep(3)"
