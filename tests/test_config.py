@@ -306,7 +306,7 @@ def test_a_bad_variable(write: Write, name: str, value: str, expected: str) -> N
 def test_variables_that_are_no_options_are_let_through(write: Write) -> None:
     path = write(QUEUES)
     read(path, dict.fromkeys(["HPCRUNNER_REQUIRE", "HPCRUNNER_STUDIOML", "HPCRUNNER_EXPERIMENT", "HPCRUNNER_RUN_DIR",
-                              "HPCRUNNER_TAG", "HPCRUNNERX"], "anything"))
+                              "HPCRUNNER_TAG", "HPCRUNNER_SLURM_DIR", "HPCRUNNER_SLURM_PORT", "HPCRUNNERX"], "anything"))
     assert read(None, {"HPCRUNNER_SITE": str(path)}).sources["queues"] == "site.yaml:1"
 
 

@@ -255,6 +255,19 @@ def test_nothing_of_the_callers_environment_reaches_sbatch_or_the_job(slurm: Slu
     assert lab.status()["e"]["outcome"] == "succeeded" and "SECRET" not in lab.output("e")
 
 
+@pytest.mark.parametrize(("export", "is_login"), [("ALL", False), ("NONE", True), ("TZ,HOME", True)])
+def test_what_the_job_has_of_an_environment(export: str, is_login: bool, slurm: Slurm) -> None:
+    lab = SlurmLab(slurm, {"export": export})
+    with lab.as_user():
+        lab.site.write_text(json.dumps({**json.loads(lab.site.read_text()), "prologue": f"env >{lab.root}/seen"}))
+    lab.submit("e", "print('x')")
+    lab.run_all(env={"TZ": "Asia/Tokyo"})
+    seen = dict(line.split("=", 1) for line in (lab.root / "seen").read_text().splitlines() if "=" in line)
+    # Debian's /etc/profile names the folders of games.
+    assert ("games" in seen["PATH"]) == is_login, seen
+    assert seen.get("TZ") == (None if export == "NONE" else "Asia/Tokyo")
+
+
 def test_an_experiment_that_no_partition_holds_is_rejected_with_the_limit(slurm: Slurm) -> None:
     lab = SlurmLab(slurm)
     lab.submit("wide", resources_needed={"cpus": 17, "gpus": 0})

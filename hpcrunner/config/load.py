@@ -25,6 +25,8 @@ OTHER_VARIABLES = {
     "HPCRUNNER_STUDIOML": "the StudioML client that the tests use",
     "HPCRUNNER_BASE_IMAGE": "the base image that the tests use",
     "HPCRUNNER_TEST_CACHE": "where `make test` and `make demo` keep what they install",
+    "HPCRUNNER_SLURM_DIR": "where `scripts/slurm-cluster` keeps the clusters of the tests",
+    "HPCRUNNER_SLURM_PORT": "the first of their ports",
     "HPCRUNNER_TAG": "set in job scripts: the job's name",
     "HPCRUNNER_EXPERIMENT": "set in jobs: the experiment's key",
     "HPCRUNNER_RUN_DIR": "set in jobs: the run directory",

@@ -157,8 +157,11 @@ class SlurmOptions:
         "60s", kinds.duration(), "How long before a preemption a job is warned, by SIGTERM to its program: as long as "
         "the site's preemption leaves, GraceTime of the partition. 0: no warning.")
     export: str = option(
-        "ALL", export_mode(), "What of the environment sbatch hands on (`--export`); it is a clean one in any case. "
-        "NONE and NIL leave the job nothing of it, PATH neither.")
+        "ALL", export_mode(), "What of the environment sbatch hands on (`--export`). It is a clean one in any case: "
+        "HOME, USER, LOGNAME, PATH, LANG, LC_ALL, TZ and TMPDIR, as hpcrunner has them; for other variables there is "
+        "`env`. ALL: these. NONE: none of them; Slurm loads the user's login environment on the node. Names: the login "
+        "environment, and of these variables the named ones. NIL: nothing at all, PATH neither; Slurm 22.05 doesn't "
+        "know the word and takes it as NONE.")
     modules: tuple[str, ...] = option(
         (), kinds.ListOf(kinds.text(r"[A-Za-z0-9][A-Za-z0-9_.+/-]*", "the name of a module")),
         "Environment modules that the job script loads first, such as `apptainer/1.3`.")
