@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -202,6 +203,13 @@ if first.stat().st_size == 1: time.sleep(60)
     session = owner[3]
     left = [path for path in Path("/proc").glob("[0-9]*/stat") if session_of(path) == session]
     assert left == [], "what the killed script had started runs on"
+
+
+def test_without_a_queue_yet_a_tick_and_its_dry_run_warn(lab: Lab) -> None:
+    shutil.rmtree(lab.queue.parent)
+    assert "the StudioML client makes it at the first submission" in lab.tick().stderr
+    shown = lab.tick("--dry-run").stdout
+    assert "the StudioML client makes it at the first submission" in shown and "empty" not in shown
 
 
 def test_dry_run_touches_nothing_and_shows_the_script(lab: Lab) -> None:
