@@ -18,8 +18,9 @@ exit codes: 0 all went well; 64 wrong usage; 65 a message can't be understood; 6
 75 another process works on this install, try later; 78 the configuration is wrong; 130 interrupted
 
 An experiment that fails is no failure of the command: `hpcrunner status` tells how experiments ended.
-Every option can also be set in the environment (HPCRUNNER_MAX_CORES=4) and in the site file (max_cores: 4);
-the command line wins over the environment, and the environment over the file.
+Every site option that holds a single value can also be set in the environment (HPCRUNNER_MAX_CORES=4) and in
+the site file (max_cores: 4); the command line wins over the environment, and the environment over the file.
+Lists, mappings and the keys of `slurm` stand in the file only.
 """
 
 
@@ -49,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
     _recipe(commands)
     shell = commands.add_parser(
         "completion", help="print a completion script for your shell",
-        epilog="example:\n  hpcrunner completion bash > ~/.local/share/bash-completion/completions/hpcrunner")
+        epilog="example:\n  mkdir -p ~/.local/share/bash-completion/completions\n"
+               "  hpcrunner completion bash > ~/.local/share/bash-completion/completions/hpcrunner")
     shell.add_argument("shell", choices=["bash", "zsh", "tcsh"])
     return top
 
