@@ -241,6 +241,13 @@ if first.stat().st_size == 1: time.sleep(60)
     assert left == [], "what the killed script had started runs on"
 
 
+def test_without_a_queue_yet_a_tick_and_its_dry_run_warn(lab: Lab) -> None:
+    shutil.rmtree(lab.queue.parent)
+    assert "the StudioML client makes it at the first submission" in lab.tick().stderr
+    shown = lab.tick("--dry-run").stdout
+    assert "the StudioML client makes it at the first submission" in shown and "empty" not in shown
+
+
 def test_dry_run_touches_nothing_and_shows_the_script(lab: Lab) -> None:
     lab.submit("dry", config={"env": {"TOKEN": "sesame-secret"}})
     before = sorted((path, path.stat().st_mtime_ns) for path in lab.root.rglob("*"))

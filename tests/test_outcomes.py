@@ -316,7 +316,7 @@ def test_a_node_that_was_not_at_fault_is_not_avoided() -> None:
 def test_a_node_where_modules_cant_be_loaded_is_avoided() -> None:
     action = action_for(a_run(), UNKNOWN, an_exit(73, "setup"))
     assert isinstance(action, Retry)
-    assert "`module load` failed" in action.reason
+    assert "`module load` or the site's prologue failed" in action.reason
     assert action.avoid == "n1"
 
 

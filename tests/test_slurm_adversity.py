@@ -212,7 +212,7 @@ def test_when_all_nodes_are_to_be_avoided_none_is(slurm: Slurm) -> None:
     lab.add("e")
     run = ends(lab, "e")
     assert run["outcome"] == "lost" and run["generation"] == 4
-    assert "`module load` failed" in str(run["reason"])
+    assert "`module load` or the site's prologue failed" in str(run["reason"])
     assert "no more nodes are avoided" in str(run["history"])
 
 

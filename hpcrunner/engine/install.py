@@ -67,9 +67,11 @@ class Install:
 
     @cached_property
     def builds(self) -> Builds:
-        from hpcrunner.engine.builds import Builds
+        from hpcrunner.engine import builds
+        from hpcrunner.engine.submit import prefix_of
 
-        return Builds(self.site, self.images, self.scheduler, self.mark)
+        return builds.Builds(self.site, self.images, self.scheduler,
+                             builds.prefix_of(prefix_of(self.journal.install_id)))
 
     @cached_property
     def mark(self) -> str:

@@ -69,16 +69,6 @@ def plan(runs: Iterable[Run], seen: Observations, policy: Policy, now: float) ->
     return actions
 
 
-def waiting_for(run: Run, seen: Observations) -> str:
-    """Why nothing happens to a run, in words for a person; empty if something does."""
-    if run.state is State.STAGED and run.image:
-        image = seen.images.get(run.image)
-        return "waiting: image build" if image and image.state is not ImageState.BUILT else ""
-    if run.state is State.READY:
-        return "waiting: cores, memory, disk or GPUs in use by other jobs"
-    return f"pending in the scheduler: {run.waiting}" if run.state is State.SUBMITTED and run.waiting else ""
-
-
 def _next(run: Run, seen: Observations, policy: Policy, now: float, room: _Room, turn: bool) -> Action | None:
     if run.state is State.ENDING:
         return Return(run)

@@ -167,3 +167,7 @@ class Scheduler(Protocol):
     def live(self, prefix: str) -> list[LiveJob]:
         """The jobs that exist now and whose names begin so. Raises UnavailableError."""
         ...
+
+    def problems(self) -> list[str]:
+        """What of the scheduler has not answered for long, in words for a person."""
+        ...

@@ -142,6 +142,9 @@ class SlurmScheduler:
         return [LiveJob(row.job_id, row.name, row.word) for row in self._client.queue()
                 if row.name.startswith(prefix) and row.phase is not Phase.ENDED]
 
+    def problems(self) -> list[str]:
+        return [said for health in (self._memory.controller, self._memory.database) if (said := health.outage(now()))]
+
     def _submit(self, batch: Batch, script: Path) -> Sequence[str] | HpcrunnerError:
         memory = self._memory
         if memory.controller.is_blocked(now()):
