@@ -74,7 +74,7 @@ def _show(journal: Journal, site: Site, run: Run) -> None:
     sizes = [f"{asked.cpus} cores", *(f"{format_size(size)} {what}" for size, what in (
         (asked.memory, "memory"), (asked.disk, "disk")) if size), *([f"{asked.gpus} GPUs"] if asked.gpus else [])]
     facts = [("queue", run.queue), ("state", state_text(run)), ("reason", run.reason or _pending(run, last)),
-             ("cancelling", "" if run.state is State.DONE else run.cancelling),
+             ("cancelled", "" if run.state is State.DONE else run.cancelling),
              ("asks for", ", ".join(sizes)), ("run", run.short_id), ("job", run.job_id), ("job name", run.job_name),
              ("array", "" if run.task is None else f"element {run.task}"),
              ("partition", run.partition), ("host", run.host), ("avoids", ", ".join(run.avoid)),
@@ -84,7 +84,7 @@ def _show(journal: Journal, site: Site, run: Run) -> None:
     print(_printable(run.key))
     for name, value in facts:
         if value:
-            print(f"  {name + ':':12}" + "\n              ".join(_printable(line) for line in str(value).splitlines()))
+            print(f"  {name + ':':11}" + "\n             ".join(_printable(line) for line in str(value).splitlines()))
     print("  history:")
     for at, state, text in events:
         print(f"    {datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}  {state:10}  {_printable(text.splitlines()[0])}")
