@@ -93,7 +93,7 @@ limit=1200
 limit_name=max_duration
 trap limit_reached USR1
 rm -f status/suspended
-if [[ $(tail -n 1 /srv/hpcrunner/runs/exp_sqs_1-0.1/env.sh) != '# That is all.' ]]; then
+if [[ $(tail -n 1 /srv/hpcrunner/runs/exp_sqs_1-0.1/env.sh) != 'true  # That is all.' ]]; then
     # This host does not see the file, or not all of it: another one may.
     cause=setup
     finish 73
