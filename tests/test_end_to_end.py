@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -81,6 +83,18 @@ print(json.dumps({"env": dict(os.environ), "cwd": os.getcwd(), "siblings": sorte
     assert seen["cwd"] == env["STUDIOML_HOME"] + "/experiments/k/workspace"
     assert seen["siblings"] == ["modeldir", "output", "workspace"]
     assert "AWS_SECRET_ACCESS_KEY" not in env and "SLURM_JOB_ID" not in env
+
+
+def test_variables_that_bash_keeps_to_itself_are_left_out(tmp_path: Path) -> None:
+    names = subprocess.run(["bash", "-c", "declare -rp"], capture_output=True, text=True).stdout
+    read_only = dict.fromkeys(re.findall(r"^declare -\w+ (\w+)=", names, re.MULTILINE), "0")
+    assert "UID" in read_only
+    lab = Lab(tmp_path, env=read_only)  # the site's own: bash says in the log that it can't
+    lab.submit("e", "print('ran in spite of it')", config={"env": read_only})
+    assert lab.run_all()["e"]["outcome"] == "succeeded"
+    output = lab.output("e")
+    assert "ran in spite of it\n" in output
+    assert all(f"config.env.{name}: bash keeps" in output for name in read_only)
 
 
 def test_max_duration_ends_it_and_says_so(lab: Lab) -> None:

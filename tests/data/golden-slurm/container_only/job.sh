@@ -92,22 +92,29 @@ run_for() {
 
 # Claim the run directory. A hard link is made or not made, on every file system that has them, and so is a folder.
 # Of two jobs that were started for one attempt (an answer of the scheduler was lost) only one runs.
-claim() {
+claim() {  # claim FILE: who this is, whole; on a full disk it is empty
+    [[ -s $1 ]] || return
     ln "$1" status/owner 2>/dev/null && return
-    [[ ! -e status/owner ]] && mkdir status/claim 2>/dev/null && cp "$1" status/owner
+    [[ ! -e status/owner ]] && mkdir status/claim 2>/dev/null && mv -f "$1" status/owner
 }
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
 host=${SLURMD_NODENAME:-$(uname -n)}
 note() { printf '[hpcrunner] %s\n' "$*" >>/srv/hpcrunner/runs/exp_container_only-0.1/studioml/experiments/exp_container_only/output/output; }
+# A new file: what a crash left there may be a link to the owner's.
+rm -f "status/.owner.$job"
 printf '%s\n' "$tag $host $job $SLURM_JOB_NAME" >"status/.owner.$job"
 if ! claim "status/.owner.$job"; then
-    read -r _ _ owner _ <status/owner
-    if [[ $owner != "$job" ]]; then
+    owner=
+    [[ ! -e status/owner ]] || read -r _ _ owner _ <status/owner
+    if [[ ! $owner ]]; then
+        echo "[hpcrunner] $PWD/status/owner could not be written" >&2
+        exit 73
+    elif [[ $owner != "$job" ]]; then
         mv -f "status/.owner.$job" "status/duplicate.$job"
         exit 0
     fi
     # The same job again: Slurm requeued it. It goes on with the files that are there.
-    cp -f "status/.owner.$job" status/.owner && mv -f status/.owner status/owner
+    [[ ! -s status/.owner.$job ]] || mv -f "status/.owner.$job" status/owner
     code='' cause=''
     [[ ! -e status/exit ]] || read -r code cause _ <status/exit
     case $cause in
@@ -141,7 +148,7 @@ limit=86310
 limit_name=partition
 trap limit_reached USR1
 rm -f status/suspended
-if [[ $(tail -n 1 /srv/hpcrunner/runs/exp_container_only-0.1/env.sh) != '# That is all.' ]]; then
+if [[ $(tail -n 1 /srv/hpcrunner/runs/exp_container_only-0.1/env.sh) != 'true  # That is all.' ]]; then
     # This host does not see the file, or not all of it: another one may.
     cause=setup
     finish 73

@@ -78,9 +78,10 @@ run_for() {
 
 # Claim the run directory. A hard link is made or not made, on every file system that has them, and so is a folder.
 # Of two jobs that were started for one attempt (an answer of the scheduler was lost) only one runs.
-claim() {
+claim() {  # claim FILE: who this is, whole; on a full disk it is empty
+    [[ -s $1 ]] || return
     ln "$1" status/owner 2>/dev/null && return
-    [[ ! -e status/owner ]] && mkdir status/claim 2>/dev/null && cp "$1" status/owner
+    [[ ! -e status/owner ]] && mkdir status/claim 2>/dev/null && mv -f "$1" status/owner
 }
 read -r stat </proc/$$/stat
 stat=${stat##*) }
@@ -88,8 +89,11 @@ stat=${stat##*) }
 set -- $stat
 read -r boot </proc/sys/kernel/random/boot_id
 host=$(uname -n)
+# A new file: what a crash left there may be a link to the owner's.
+rm -f "status/.owner.$$"
 printf '%s\n' "$tag $host $boot $$ ${20}" >"status/.owner.$$"
 if ! claim "status/.owner.$$"; then
+    [[ -e status/owner ]] || exit 73
     mv -f "status/.owner.$$" "status/duplicate.$$"
     exit 0
 fi
@@ -103,7 +107,7 @@ limit=1200
 limit_name=max_duration
 trap limit_reached USR1
 rm -f status/suspended
-if [[ $(tail -n 1 /srv/hpcrunner/runs/exp_rmq_1-0.1/env.sh) != '# That is all.' ]]; then
+if [[ $(tail -n 1 /srv/hpcrunner/runs/exp_rmq_1-0.1/env.sh) != 'true  # That is all.' ]]; then
     # This host does not see the file, or not all of it: another one may.
     cause=setup
     finish 73
