@@ -498,7 +498,7 @@ def test_rows_of_many_elements_are_known_as_such() -> None:
 
 def test_a_giant_array_of_somebody_else_is_one_row() -> None:
     def rows(name: str, elements: str) -> list[str]:
-        return [row.job_id for row in parse_queue(SEPARATOR.join([f"45_[{elements}]", "PENDING", "Priority", "", name]))]
+        return [row.job_id for row in parse_queue(queue_line(f"45_[{elements}]", "PENDING", "Priority", "", name))]
     assert rows("sweep", "0-3999999%50") == ["45_[0-3999999%50]"]
     assert rows("sweep", "0,2-2000:2,9") == ["45_[0,2-2000:2,9]"]
     # One of ours, maybe under another name.
