@@ -11,13 +11,12 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from countedlab import Commands, CountedLab, Tally
+from disks import small_disk
 from slurmcluster import Slurm, wait_until
 from test_kill import KILLER
 
@@ -354,19 +353,6 @@ sys.exit(main(arguments))
 """
 
 
-@contextmanager
-def small_disk(folder: Path, uid: int) -> Iterator[None]:
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=2m,mode=700,uid={uid}", "tmpfs", folder],
-                          capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 # Where the disk is full, whether the message is acknowledged by then, and how many jobs there are.
 @pytest.mark.parametrize(("point", "when", "acknowledged", "jobs"), [
     ("hpcrunner.cli.submit:run", "before", False, 0),
@@ -376,7 +362,7 @@ def small_disk(folder: Path, uid: int) -> Iterator[None]:
 ])
 def test_disk_full_at(point: str, when: str, acknowledged: bool, jobs: int, slurm: Slurm) -> None:
     lab = CountedLab(slurm)
-    with small_disk(lab.state, slurm.uid):
+    with small_disk(lab.state, "2m", slurm.uid):
         # What lies in the state directory by default is larger.
         lab.change(working_dir=str(lab.root / "work"))
         lab.add("before")

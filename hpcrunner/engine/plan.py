@@ -48,6 +48,7 @@ _FAILURE_STANDS = 600.0
 _CANCEL_AGAIN = 30.0
 """Seconds beyond the grace after which a job that was told to stop is stopped."""
 _LONGEST_WAIT = 3600.0
+"""Seconds; more than any try is put off."""
 _BACKOFF = (2.0, 10.0, 30.0, 120.0, 300.0)
 
 

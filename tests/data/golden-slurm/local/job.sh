@@ -40,7 +40,7 @@ ended=
 finish() {  # finish CODE
     [[ ! ${timer-} ]] || kill -KILL -- "-$timer" 2>/dev/null
     [[ ! $child ]] || kill -KILL -- "-$child" 2>/dev/null
-    record "$1"
+    [[ -e status/exit ]] || record "$1"
     tell
     exit "$1"
 }
