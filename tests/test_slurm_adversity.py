@@ -44,8 +44,10 @@ def goes_on(lab: CountedLab) -> None:
         lab.tick()
 
 
-def test_a_renamed_job_is_not_run_beside_itself(slurm: Slurm) -> None:
-    lab = CountedLab(slurm)
+@pytest.mark.service("slurm-plain")
+def test_a_renamed_job_is_not_run_beside_itself(slurm_plain: Slurm) -> None:
+    """Without accounting, which would still have it as running."""
+    slurm, lab = slurm_plain, CountedLab(slurm_plain)
     lab.add("single", gate=True)
     lab.add("array1", "array2", gate=True, resources_needed={"cpus": 2, "gpus": 0})
     jobs = [reaches(lab, key, "running") for key in ("single", "array1", "array2")]
