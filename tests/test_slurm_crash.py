@@ -313,6 +313,7 @@ def test_two_login_nodes_take_turns(slurm: Slurm) -> None:
         # The first one stands still for longer than its lease lasts.
         stand_still(lab, first)
         lab.add("later", gate=True)
+        time.sleep(1.5)  # LASTS of the second one
         others.append(second := lab.work("-c", IMPATIENT, "submit-from-queue", "--wait", prefix=LOGIN2))
         lab.reaches("later", "running")
         # It comes back, sees the same ends, and may not act on them.
