@@ -316,9 +316,10 @@ def test_two_login_nodes_take_turns(slurm: Slurm) -> None:
         time.sleep(1.5)  # LASTS of the second one
         others.append(second := lab.work("-c", IMPATIENT, "submit-from-queue", "--wait", prefix=LOGIN2))
         lab.reaches("later", "running")
-        # It comes back, sees the same ends, and may not act on them.
+        # It comes back, sees the same ends, and may not act on them. There is work for as long as it may need to see it.
+        lab.add("last", seconds=8)
+        lab.reaches("last", "running")
         first.send_signal(signal.SIGCONT)
-        lab.add("last", gate=True)
         lab.open_gate()
         assert first.wait(60) == 75, lab.log()
         assert second.wait(120) == 0, lab.log()
