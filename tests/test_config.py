@@ -847,6 +847,13 @@ def test_laptop_uses_the_clients_queue() -> None:
     assert queue.options["root"] == Path("/data/studioml/queue")
 
 
+def test_the_line_that_an_error_recommends_works(write: Write) -> None:
+    [queue] = read(write("queues: [{type: local}]")).site.queues
+    assert queue.options["root"] == Path("/home/ada/.studioml/queue")
+    [queue] = read(write("queues: [{type: local}]"), {"STUDIOML_HOME": "/data/studioml"}).site.queues
+    assert queue.options["root"] == Path("/data/studioml/queue")
+
+
 def test_a_file_wins_over_a_shipped_config_of_its_name(write: Write) -> None:
     assert read(write(f"{QUEUES}retries: 7\n", "laptop")).site.retries == 7
 

@@ -49,7 +49,7 @@ class LocalQueues:
     missing, not a queue that was deleted."""
 
     options: ClassVar[Mapping[str, Option]] = {
-        "root": Option(kinds.path(), "$STUDIOML_HOME/queue, or ~/.studioml/queue",
+        "root": Option(kinds.path(), "${STUDIOML_HOME:-~/.studioml}/queue",
                        "Folder of the client's local queues, one folder each."),
         "match": Option(kinds.regex(), "^local", "Only queues whose name matches."),
         "mismatch": Option(kinds.regex(), None, "But none of these."),
