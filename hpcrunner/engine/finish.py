@@ -106,7 +106,7 @@ def _return_artifacts(install: Install, run: Run, experiment: Experiment, run_di
                 log.warning("%s: %s: %s", run.key, artifact.tag, warning)
             # Whoever took over may have returned it, and removed what was packed here.
             install.journal.check()
-            install.store(artifact.location, artifact.credentials).put(packed, artifact.location)
+            install.store(experiment, artifact).put(packed, artifact.location)
         except StoreError as error:
             if error.transient:
                 raise

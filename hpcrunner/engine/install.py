@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hpcrunner import plugins
 from hpcrunner.config.site import Site
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from hpcrunner.engine.builds import Builds
     from hpcrunner.images.cache import Images
     from hpcrunner.schedulers.base import Job, Scheduler
-    from hpcrunner.stores.base import Store
-    from hpcrunner.wire.message import Experiment
+    from hpcrunner.stores.base import Access, Store
+    from hpcrunner.wire.message import Artifact, Experiment
 
 log = logging.getLogger("hpcrunner")
 
@@ -117,17 +117,24 @@ class Install:
         return Job(run.tag, run.job_id, self.run_dir(run).root, run.job_name, run.task, run.submitted_at,
                    run.state is State.RUNNING, bool(run.cancelling))
 
-    def store(self, location: str, credentials: Any = None) -> Store:
-        """The store of a location. Raises StoreError for a kind that this hpcrunner doesn't know."""
-        scheme = location.partition(":")[0]
-        return open_store(self.site, _SCHEMES.get(scheme, scheme), credentials, location)
+    def store(self, experiment: Experiment, artifact: Artifact) -> Store:
+        """The store of an artifact, which must have a location. Raises StoreError for a kind that this hpcrunner
+        doesn't know."""
+        from hpcrunner.stores.base import Access
+
+        assert artifact.location is not None
+        scheme = artifact.location.partition(":")[0]
+        config = experiment.storage
+        access = Access(artifact.credentials, config.credentials if config else None, experiment.env,
+                        config.endpoint if config else None)
+        return open_store(self.site, _SCHEMES.get(scheme, scheme), access, artifact.location)
 
 
-def open_store(site: Site, kind: str, credentials: Any, what: str) -> Store:
+def open_store(site: Site, kind: str, access: Access, what: str) -> Store:
     if not plugins.is_known("stores", kind):
         raise StoreError(f"{what}: there is no store of the kind {kind!r} in this hpcrunner; it has "
                          f"{', '.join(plugins.names('stores'))}")
-    store: Store = plugins.load("stores", kind)(site, credentials)
+    store: Store = plugins.load("stores", kind)(site, access)
     return store
 
 

@@ -38,7 +38,7 @@ def stage(install: Install, run: Run) -> Run:
     for tag in sorted(experiment.artifacts, key=lambda tag: (tag != "workspace", tag)):
         artifact = experiment.artifacts[tag]
         target = run_dir.given_image if artifact.tag == IMAGE_TAG else run_dir.experiment / artifact.tag
-        packed = _fetch(install, run_dir, artifact)
+        packed = _fetch(install, run_dir, experiment, artifact)
         if packed is None:
             continue
         if artifact.tag == "workspace":
@@ -102,14 +102,14 @@ def wants_studioml(install: Install, experiment: Experiment, run_dir: RunDir) ->
         if path.is_file() and not path.is_symlink() and path.stat().st_size < _LARGEST_SOURCE))
 
 
-def _fetch(install: Install, run_dir: RunDir, artifact: Artifact) -> Path | None:
+def _fetch(install: Install, run_dir: RunDir, experiment: Experiment, artifact: Artifact) -> Path | None:
     """The object as a file; None if a mutable artifact has none yet."""
     if artifact.location is None:
         if artifact.mutable:
             return None
         raise MessageError(f"artifact {artifact.tag} says nowhere where it is stored (neither `qualified` nor `url`)")
     packed = run_dir.root / f".{artifact.tag[:100]}.fetched"
-    if install.store(artifact.location, artifact.credentials).fetch(artifact.location, packed):
+    if install.store(experiment, artifact).fetch(artifact.location, packed) is not None:
         return packed
     if artifact.mutable:
         return None
