@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -13,6 +14,12 @@ def write_whole(path: Path, text: str, mode: int) -> None:
     notices (templates/job.sh.j2), and it is run again. On network file systems closing is what shows it to others.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:  # noqa: PTH123
-        file.write(text.encode("utf-8", "surrogateescape"))
-    part.replace(path)
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:  # noqa: PTH123
+            file.write(text.encode("utf-8", "surrogateescape"))
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        # That a disk is full is said without the file's name.
+        raise OSError(error.errno, error.strerror, str(path)) from error

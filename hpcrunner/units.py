@@ -16,6 +16,7 @@ _SECONDS = {
 }
 _PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zµ]+)\s*")
 _CLOCK = re.compile(r"(?:([0-9]+)-)?([0-9]+):([0-9]{1,2})(?::([0-9]{1,2}))?")
+_DAYS = re.compile(r"([0-9]+)-([0-9]+)")
 _LONGEST = 10 * 366 * 86400.0
 
 
@@ -56,8 +57,8 @@ def format_size(size: int) -> str:
 
 
 def parse_duration(text: str | int | float) -> float:
-    """Seconds, from `90s`, `1h30m`, `1.5h`, `20 min`, `1d 2h`, Slurm's `D-HH:MM:SS`, `HH:MM:SS` and `MM:SS`; a
-    bare number is seconds. Raises ValueError."""
+    """Seconds, from `90s`, `1h30m`, `1.5h`, `20 min`, `1d 2h`, Slurm's `D-HH:MM:SS`, `D-HH`, `HH:MM:SS` and
+    `MM:SS`; a bare number is seconds. Raises ValueError."""
     wrong = ValueError(f"{text!r} is no duration; write it like 90s, 20m, 1h30m or 2d")
     if isinstance(text, bool):
         raise wrong
@@ -66,6 +67,8 @@ def parse_duration(text: str | int | float) -> float:
         seconds = float(lowered)
     elif clock := _CLOCK.fullmatch(lowered):
         seconds = _clock(clock)
+    elif days := _DAYS.fullmatch(lowered):
+        seconds = int(days[1]) * 86400.0 + int(days[2]) * 3600
     else:
         seconds, end = 0.0, 0
         for part in _PART.finditer(lowered):

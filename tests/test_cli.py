@@ -8,10 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from hpcrunner.engine.cancel import request
 from lab import Lab
 
 
@@ -187,3 +190,61 @@ def test_the_engine_is_missed_before_anything_is_taken(lab: Lab) -> None:
     done = lab.hpcrunner("submit-from-queue", "--engine", "apptainer", "--engine-path", "/nowhere/apptainer", check=False)
     assert done.returncode in (69, 78) and "/nowhere/apptainer" in done.stderr
     assert len(list(lab.queue.iterdir())) == 1
+
+
+# -- a state_dir that can't be written --
+
+
+@pytest.fixture
+def on_small_disk(tmp_path: Path) -> Iterator[Lab]:
+    """A lab with one experiment that waits, whose state_dir is a file system of its own."""
+    lab = Lab(tmp_path, working_dir=str(tmp_path / "runs"), image_dir=str(tmp_path / "images"), max_cores=1)
+    lab.state.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", lab.state], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        lab.submit("e", "import time; time.sleep(60)", max_duration="20s")
+        lab.tick()
+        yield lab
+    finally:
+        subprocess.run(["umount", "--lazy", lab.state], check=True)
+
+
+def said(lab: Lab, *arguments: str) -> tuple[int, str]:
+    done = lab.hpcrunner(*arguments, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_full_disk_is_told_in_a_sentence(on_small_disk: Lab) -> None:
+    lab = on_small_disk
+    with suppress(OSError), (lab.state / "fill").open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    code, text = said(lab, "submit-from-queue")
+    assert code == 74 and f"the disk of {lab.state} is full" in text, text
+    for command in (["status"], ["doctor"]):
+        code, text = said(lab, *command)
+        assert code == 0 or (code == 74 and f"the disk of {lab.state} is full" in text), text
+    code, text = said(lab, "cancel", "e")
+    assert code == 74 and str(lab.state) in text and ("is full" in text or "No space left" in text), text
+    # As it is where SQLite still finds room for reading.
+    folder = lab.state / "requests"
+    folder.mkdir(exist_ok=True)
+    with pytest.raises(OSError, match=rf"No space left on device: '{folder}/\d+\.json'"):
+        request(folder, {"cancel": "e"})
+    assert list(folder.iterdir()) == []
+    (lab.state / "fill").unlink()
+    assert said(lab, "cancel", "e")[0] == 0
+    assert lab.run_all()["e"]["outcome"] == "cancelled"
+
+
+def test_a_read_only_disk_can_be_looked_at(on_small_disk: Lab) -> None:
+    lab = on_small_disk
+    subprocess.run(["mount", "-o", "remount,ro", lab.state], check=True)
+    assert lab.status()["e"]["state"] == "staged"
+    assert said(lab, "doctor") == (0, "nothing found\n")
+    for command in (["cancel", "e"], ["submit-from-queue"]):
+        code, text = said(lab, *command)
+        assert code == 74 and str(lab.state) in text and "read-only" in text.lower(), text

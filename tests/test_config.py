@@ -172,7 +172,8 @@ BAD_VALUES = [
     ("base_images: {3: /x}", "2:15: base_images: has the key '3'; allowed: a Python version such as 3.11"),
     ("max_core: 1", r"2:1: max_core: unknown; did you mean max_cores\?"),
     ("max-cores: 1", r"2:1: max-cores: unknown; did you mean max_cores\?"),
-    ("walrus: 1", "2:1: walrus: unknown; docs/site-config.md lists all"),
+    ("account: x", "2:1: account: unknown; it belongs under `slurm:`"),
+    ("walrus: 1", "2:1: walrus: unknown; `hpcrunner site options` lists all"),
     ("queues: [{type: fake}]", "2:1: queues: is there twice; first in line 1"),
     ("env: {A: 1, A: 2}", "2:13: A: is there twice; first in line 2"),
     ("retries: !!int 3", "2:10: tags have no meaning here: tag:yaml.org,2002:int"),
@@ -305,7 +306,7 @@ def test_a_bad_variable(write: Write, name: str, value: str, expected: str) -> N
 def test_variables_that_are_no_options_are_let_through(write: Write) -> None:
     path = write(QUEUES)
     read(path, dict.fromkeys(["HPCRUNNER_REQUIRE", "HPCRUNNER_STUDIOML", "HPCRUNNER_EXPERIMENT", "HPCRUNNER_RUN_DIR",
-                              "HPCRUNNER_TAG", "HPCRUNNERX"], "anything"))
+                              "HPCRUNNER_TAG", "HPCRUNNER_SLURM_DIR", "HPCRUNNER_SLURM_PORT", "HPCRUNNERX"], "anything"))
     assert read(None, {"HPCRUNNER_SITE": str(path)}).sources["queues"] == "site.yaml:1"
 
 
@@ -426,6 +427,8 @@ def test_bad_extends(write: Write) -> None:
         "gone.yaml": "site.yaml:1:10: extends: gone.yaml: can't be read: No such file or directory",
         "labtop": "site.yaml:1:10: extends: there is no file labtop, and no site config of this name ships with "
                   "hpcrunner; did you mean laptop?",
+        "lumi": "site.yaml:1:10: extends: there is no file lumi, and no site config of this name ships with "
+                "hpcrunner; did you mean csc-lumi?",
         "$GONE/x.yaml": "site.yaml:1:10: extends: holds '$GONE/x.yaml' (the variable GONE is not set)",
         "[{a: 1}]": "site.yaml:1:11: extends: allowed: the name of a shipped site config, a path, or a list of these",
         "site.yaml": "site.yaml:1:10: extends: goes in a circle: site.yaml -> site.yaml",
@@ -481,7 +484,7 @@ def test_slurm_has_a_default_for_everything(write: Write) -> None:
     ("{requeue: always}", "requeue", "always"),
     ("{warn: 0}", "warn", 0.0),
     ("{bin_dir: ~/slurm/bin}", "bin_dir", Path("/home/ada/slurm/bin")),
-    ("{partitions: {gpu-long_2.x: {max_walltime: 2d, max_gpus: 4, gpu_types: [a100], directives: [--exclusive]}}}", "partitions",
+    ("{partitions: {gpu-long_2.x: {max_walltime: 2d, max_gpus: 4, gpu_types: [a100], directives: [--exclusive]}}, gpu_types: {a100: 40GiB}}", "partitions",
      {"gpu-long_2.x": Partition(max_walltime=2 * 86400, max_gpus=4, gpu_types=("a100",), directives=("--exclusive",))}),
 ])
 def test_values_of_slurm(write: Write, text: str, name: str, value: Any) -> None:
@@ -490,7 +493,7 @@ def test_values_of_slurm(write: Write, text: str, name: str, value: Any) -> None
 
 BAD_SLURM = [
     ("{acount: x}", r"3:9: slurm.acount: unknown; did you mean account\?"),
-    ("{zebra: x}", "3:9: slurm.zebra: unknown; docs/site-config.md lists all"),
+    ("{zebra: x}", "3:9: slurm.zebra: unknown; `hpcrunner site options` lists all"),
     ("{partitions: {cpu: {max_cpu: 4}}}", r"3:28: slurm.partitions.cpu.max_cpu: unknown; did you mean max_cpus\?"),
     ("{partitions: {cpu: {memory: 4}}}", r"3:28: slurm.partitions.cpu.memory: unknown; did you mean max_memory\?"),
     ("{partitions: {'a b': {}}}", "3:22: slurm.partitions: has the key 'a b'; allowed: names of partitions"),
@@ -498,7 +501,19 @@ BAD_SLURM = [
     ("{partitions: {'a,b': {}}}", "3:22: slurm.partitions: has the key 'a,b'; allowed: names of partitions"),
     ("{partitions: [cpu, gpu]}", "3:21: slurm.partitions: holds a list; allowed: a mapping, from names of partitions to"),
     ("{partitions: {cpu: 4}}", "3:27: slurm.partitions.cpu: holds '4'; allowed: a mapping of options"),
-    ("{partitions: {cpu: {max_walltime: 30}}}", r"3:42: slurm.partitions.cpu.max_walltime: holds '30' \(less than 60s\)"),
+    ("{partition: gpu}", r"3:9: slurm.partition: unknown; did you mean partitions\?"),
+    ("{max_walltime: 2d}", "3:9: slurm.max_walltime: unknown; it belongs in an entry of `partitions:`"),
+    ("{partitions: {max_walltime: 2d}}", "3:36: slurm.partitions.max_walltime: `max_walltime` is an option of an entry of slurm.partitions: indent it further"),
+    ("{partitions: {cpu: }}", "3:27: slurm.partitions.cpu: holds nothing, and inherits nothing: write `cpu: {}`"),
+    ("{partitions: {gpu: {gpus: 4}}}", r"3:28: slurm.partitions.gpu.gpus: unknown; did you mean max_gpus\?"),
+    ("{partitions: {cpu: {max_walltime: 30s}}}", r"3:42: slurm.partitions.cpu.max_walltime: holds '30s' \(less than 60s\)"),
+    ("{partitions: {cpu: {max_walltime: 1440}}}", r"3:42: slurm.partitions.cpu.max_walltime: holds '1440' \(without a unit; Slurm's 1440 is 1440m\); allowed: .* 2-12:00:00"),
+    ("{partitions: {cpu: {max_walltime: UNLIMITED}}}", r"3:42: slurm.partitions.cpu.max_walltime: holds 'UNLIMITED' \(leave it out for no limit\)"),
+    ("{partitions: {cpu: {max_walltime: infinite}}}", r"3:42: slurm.partitions.cpu.max_walltime: holds 'infinite' \(leave it out for no limit\)"),
+    ("{partitions: {cpu: {max_memory: 8000}}}", r"3:40: slurm.partitions.cpu.max_memory: holds '8000' \(without a unit; sinfo's 8000 is 8000MiB\); allowed: a size"),
+    ("{partitions: {cpu: {max_disk: 8000+}}}", r"3:38: slurm.partitions.cpu.max_disk: holds '8000\+' \(without a unit; sinfo's 8000 is 8000MiB\)"),
+    ("{default_memory: 4000}", r"3:25: slurm.default_memory: holds '4000' \(without a unit"),
+    ("{gpu_types: {a100: 40}}", r"3:27: slurm.gpu_types.a100: holds '40' \(without a unit"),
     ("{partitions: {cpu: {max_walltime: long}}}", "3:42: slurm.partitions.cpu.max_walltime: holds 'long'; allowed: a duration"),
     ("{partitions: {cpu: {max_memory: much}}}", "3:40: slurm.partitions.cpu.max_memory: holds 'much'; allowed: a size"),
     ("{partitions: {cpu: {gpu_types: a100}}}", "3:39: slurm.partitions.cpu.gpu_types: holds 'a100'; allowed: a list"),
@@ -532,7 +547,8 @@ def test_all_problems_of_slurm_are_reported_at_once_and_whoever_is_the_scheduler
 
 
 DIRECTIVES = [
-    ("--partition=gpu", "--partition is set by hpcrunner itself, from the experiment and the site's options"),
+    ("--partition=gpu", "--partition is set by hpcrunner itself; the site's options for it: partitions"),
+    ("--mem=5G", "--mem is set by hpcrunner itself; the site's options for it: memory_flag, default_memory"),
     ("--part=gpu", "--partition is set by hpcrunner itself"),  # sbatch takes abbreviations
     ("--p=gpu", "--parsable is set by hpcrunner itself"),
     ("--par gpu", "--parsable is set by hpcrunner itself"),
@@ -588,7 +604,7 @@ def test_whatever_hpcrunner_itself_tells_sbatch_is_managed() -> None:
 def test_partitions_merge_key_by_key(write: Write) -> None:
     write("slurm:\n  account: base\n  qos: base\n  partitions:\n    cpu: {max_cpus: 4, max_memory: 8GiB}\n"
           "    old: {max_cpus: 1}\n    gpu: {max_gpus: 2}\n  directives: [--exclusive]\n", "base.yaml")
-    path = write(f"extends: base.yaml\n{QUEUES}slurm:\n  account: mine\n  qos: null\n  partitions:\n"
+    path = write(f"extends: base.yaml\n{QUEUES}scheduler: slurm\nslurm:\n  account: mine\n  qos: null\n  partitions:\n"
                  "    new: {max_cpus: 9}\n    gpu: {max_gpus: 8, max_cpus: 16}\n    cpu: {max_memory: null}\n    old:\n"
                  "  directives: [--reservation=x]\n")
     loaded = read(path)
@@ -599,7 +615,64 @@ def test_partitions_merge_key_by_key(write: Write) -> None:
                                "new": Partition(max_cpus=9)}
     assert (held.account, held.qos, held.directives) == ("mine", None, ("--reservation=x",))
     assert {key: loaded.sources[f"slurm.{key}"] for key in ("account", "partitions.cpu.max_cpus", "partitions.gpu.max_gpus")} == {
-        "account": "site.yaml:4", "partitions.cpu.max_cpus": "base.yaml:5", "partitions.gpu.max_gpus": "site.yaml:8"}
+        "account": "site.yaml:5", "partitions.cpu.max_cpus": "base.yaml:5", "partitions.gpu.max_gpus": "site.yaml:9"}
+
+
+APART = [
+    ("{gpu_types: {a100: 40GiB}, partitions: {gpu: {max_gpus: 1, gpu_types: [A100]}}}",
+     r"3:78: slurm.partitions.gpu.gpu_types: holds 'A100', which is not in slurm.gpu_types; did you mean a100\?"),
+    ("{partitions: {gpu: {max_gpus: 1, gpu_types: [a100]}}}", "3:52: slurm.partitions.gpu.gpu_types: holds 'a100', which is not in slurm.gpu_types; that is empty"),
+    ("{partitions: {gpu: {min_gpus: 1}}}", "3:38: slurm.partitions.gpu.min_gpus: is more than max_gpus, 0: nothing would fit"),
+    ("{partitions: {cpu: {max_walltime: 90s}}}", "3:42: slurm.partitions.cpu.max_walltime: leaves a program no time beside kill_grace, 30s, and 1m"),
+    ("{poll_min: 5m}", "3:19: slurm.poll_min: is more than poll_max, 3m"),
+    ("{poll_max: 5s}", "3:8: slurm.poll_min: is more than poll_max, 5s"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), APART)
+def test_options_of_slurm_that_do_not_go_together(write: Write, text: str, expected: str) -> None:
+    [problem] = problems(write(f"{QUEUES}scheduler: slurm\nslurm: {text}\n"))
+    assert re.match(f"site.yaml:{expected}", problem)
+
+
+def test_what_goes_together_is_told_of_all_files_together(write: Write) -> None:
+    """What is wrong by itself may be right with what it extends."""
+    write("scheduler: slurm\nslurm: {gpu_types: {a100: 40GiB}, partitions: {gpu: {max_gpus: 2}, old: {}}}\n", "base.yaml")
+    path = write(f"extends: base.yaml\n{QUEUES}slurm: {{partitions: {{gpu: {{min_gpus: 1, gpu_types: [a100]}}, old: }}}}\n")
+    assert read(path).site.slurm.partitions == {"gpu": Partition(max_gpus=2, min_gpus=1, gpu_types=("a100",))}
+
+
+def test_slurm_for_another_scheduler(write: Write) -> None:
+    text = f"{QUEUES}slurm: {{account: x}}\n"
+    assert problems(write(text)) == [
+        "site.yaml:2:8: slurm: has no effect with scheduler: direct; say `scheduler: slurm`, or `extends: slurm`"]
+    assert read(write(f"extends: slurm\n{text}")).site.scheduler == "slurm"
+    assert read(write(text), {"HPCRUNNER_SCHEDULER": "slurm"}).site.scheduler == "slurm"
+    # Who says so means it.
+    assert read(write(f"extends: slurm\n{text}"), scheduler="direct").site.scheduler == "direct"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [
+    ("2-12:00:00", 60 * 3600), ("1-0", 86400), ("2-12", 60 * 3600), ("12:00:00", 43200), ("30:00", 1800), ("90m", 5400)])
+def test_times_as_slurm_prints_them(write: Write, text: str, seconds: float) -> None:
+    held = slurm(write, f"{{partitions: {{cpu: {{max_walltime: '{text}'}}}}}}")
+    assert held.partitions["cpu"].max_walltime == seconds
+
+
+def test_what_it_names_must_be_on_the_host_that_checks_it(write: Write, tmp_path: Path) -> None:
+    write("", "slurm.conf")
+    path = write(f"{QUEUES}scheduler: slurm\nslurm: {{bin_dir: bin, conf: slurm.conf}}\njob_template: mine.sh.j2\nrecipe: gone\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, environ={"HOME": "/home/ada"}, here=True)
+    folders = resources.folder("templates"), resources.folder("recipes")
+    assert caught.value.problems == [
+        f"site.yaml:4:15: job_template: there is no mine.sh.j2 in {folders[0]}",
+        f"site.yaml:5:9: recipe: there is no gone.def.j2 in {folders[1]}",
+        f"site.yaml:3:18: slurm.bin_dir: there is no sbatch in {tmp_path}/bin on this host"]
+    read(path)  # Other commands tell when they need it.
+    write("", "bin/sbatch")
+    path = write(f"{QUEUES}scheduler: slurm\nslurm: {{bin_dir: bin, conf: slurm.conf}}\n")
+    assert load(path, environ={"HOME": "/home/ada"}, here=True).warnings == ()
 
 
 SLURM_SHOWN = """

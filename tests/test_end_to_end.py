@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -82,6 +85,18 @@ print(json.dumps({"env": dict(os.environ), "cwd": os.getcwd(), "siblings": sorte
     assert "AWS_SECRET_ACCESS_KEY" not in env and "SLURM_JOB_ID" not in env
 
 
+def test_variables_that_bash_keeps_to_itself_are_left_out(tmp_path: Path) -> None:
+    names = subprocess.run(["bash", "-c", "declare -rp"], capture_output=True, text=True).stdout
+    read_only = dict.fromkeys(re.findall(r"^declare -\w+ (\w+)=", names, re.MULTILINE), "0")
+    assert "UID" in read_only
+    lab = Lab(tmp_path, env=read_only)  # the site's own: bash says in the log that it can't
+    lab.submit("e", "print('ran in spite of it')", config={"env": read_only})
+    assert lab.run_all()["e"]["outcome"] == "succeeded"
+    output = lab.output("e")
+    assert "ran in spite of it\n" in output
+    assert all(f"config.env.{name}: bash keeps" in output for name in read_only)
+
+
 def test_max_duration_ends_it_and_says_so(lab: Lab) -> None:
     lab.submit("long", "import time; print('begun', flush=True); time.sleep(60)", max_duration="1s")
     run = lab.run_all()["long"]
@@ -134,6 +149,42 @@ def test_deleting_the_queue_cancels_its_experiments(lab: Lab) -> None:
         path.rmdir() if path.is_dir() else path.unlink()
     run = lab.run_all()["waits"]
     assert run["outcome"] == "cancelled" and "queue local_test was deleted" in run["reason"]
+
+
+def test_an_empty_mount_point_is_no_deleted_queue(lab: Lab) -> None:
+    lab.submit("waits", "import time; time.sleep(60)")
+    until(lambda: lab.tick() and lab.status()["waits"]["state"] == "running")
+    root, away = lab.queue.parent, lab.root / "away"
+    root.rename(away)
+    root.mkdir()
+    for _ in range(3):
+        said = lab.tick().stderr
+        assert said.count("a mount is missing") == 1 and f"local queues: {root}/.hpcrunner-" in said
+    # The client made another queue there, and that was taken from: it says nothing of the first one.
+    lab.queue.with_name("local_other").mkdir()
+    lab.queue, first = lab.queue.with_name("local_other"), lab.queue
+    lab.submit("other")
+    assert "a mount is missing" in lab.tick().stderr
+    assert lab.status()["waits"]["state"] == "running"
+    shutil.rmtree(root)
+    away.rename(root)
+    assert "local_test" not in lab.tick().stderr
+    assert lab.status()["waits"]["state"] == "running"
+    shutil.rmtree(first)
+    assert "queue local_test was deleted" in lab.run_all()["waits"]["reason"]
+
+
+def test_installs_may_share_a_working_dir(tmp_path: Path) -> None:
+    shared = {"working_dir": str(tmp_path / "runs"), "retries": 0}
+    first, second = Lab(tmp_path / "first", **shared), Lab(tmp_path / "second", **shared)
+    go = tmp_path / "go"
+    first.submit("same", f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.1)\nprint('of the first')")
+    until(lambda: first.tick() and first.status()["same"]["state"] == "running")
+    second.submit("same", "print('of the second')")
+    assert second.run_all()["same"]["outcome"] == "succeeded"
+    go.touch()
+    assert first.run_all()["same"]["outcome"] == "succeeded"
+    assert "of the first" in first.output("same") and "of the second" in second.output("same")
 
 
 def test_the_same_message_again_runs_once(lab: Lab) -> None:
@@ -202,6 +253,13 @@ if first.stat().st_size == 1: time.sleep(60)
     session = owner[3]
     left = [path for path in Path("/proc").glob("[0-9]*/stat") if session_of(path) == session]
     assert left == [], "what the killed script had started runs on"
+
+
+def test_without_a_queue_yet_a_tick_and_its_dry_run_warn(lab: Lab) -> None:
+    shutil.rmtree(lab.queue.parent)
+    assert "the StudioML client makes it at the first submission" in lab.tick().stderr
+    shown = lab.tick("--dry-run").stdout
+    assert "the StudioML client makes it at the first submission" in shown and "empty" not in shown
 
 
 def test_dry_run_touches_nothing_and_shows_the_script(lab: Lab) -> None:

@@ -27,6 +27,7 @@ from hpcrunner.schedulers.base import Batch, BuildJob, Submission
 from hpcrunner.schedulers.slurm import arrays
 from hpcrunner.schedulers.slurm.client import Client
 from hpcrunner.schedulers.slurm.scheduler import SlurmScheduler
+from hpcrunner.wire.message import parse
 from sbatchscript import directives_of, options_of
 from slurmcluster import Slurm
 from slurmlab import SlurmLab
@@ -255,6 +256,22 @@ def test_hostile_values_are_nothing_but_values(where: str, kind: str, tmp_path: 
             assert (done.returncode, done.stderr) == (0, ""), value
 
 
+@pytest.mark.parametrize("kind", TEMPLATES)
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_message_does_not_choose_its_gpus(gpus: int, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = json.loads((DATA / "payloads" / "local.json").read_text())
+    message["experiment"]["resources_needed"]["gpus"], message["config"]["env"] = gpus, {}
+    files = rendered(json.dumps(message).encode(), tmp_path, monkeypatch, TEMPLATES[kind])
+    template = (Path(__file__).parents[1] / "templates" / "sbatch.sh.j2").read_text()
+    [names] = re.findall(r"for name in (.*); do", template)
+    chosen = subprocess.run(["bash", "-c", f"echo {names}"], capture_output=True, text=True).stdout.split()
+    assert len(chosen) == 6
+    message["config"]["env"] = dict.fromkeys(chosen, "0,1,2,3")
+    assert rendered(json.dumps(message).encode(), tmp_path, monkeypatch, TEMPLATES[kind]) == files
+    warnings = parse(json.dumps(message).encode()).warnings
+    assert all(any(f"config.env.{name}:" in warning for warning in warnings) for name in chosen)
+
+
 FOLDERS = ["a b", "it's", 'say "x"', "$(touch x)$HOME", "`id`", "100%", "%j%x", "#SBATCH", "a#b", "ä", "&;|<>*?", "{x}"]
 
 
@@ -300,7 +317,7 @@ def test_slurm_runs_jobs_in_odd_folders(slurm: Slurm) -> None:
     run = lab.run_all()["e"]
     assert run["outcome"] == "succeeded", run["reason"]
     assert "ran" in lab.output("e")
-    assert (folder / "e-1.1" / "job.log").exists(), [str(path) for path in lab.root.rglob("job.log")]
+    assert list(folder.glob("e-????-1.1/job.log")), [str(path) for path in lab.root.rglob("job.log")]
 
 
 @pytest.mark.service("slurm")

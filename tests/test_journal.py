@@ -172,6 +172,23 @@ def test_a_move_ends_waiting_and_counting(journal: Journal) -> None:
     assert moved.not_before == 5.0
 
 
+def test_what_is_tried_for_days_does_not_fill_the_history(journal: Journal) -> None:
+    run = journal.receive("q", b"x", key="e")
+    assert run
+    journal.note(run, "once")
+    for number in range(300):
+        journal.note(run, "being tried")
+        journal.note(run, "not taken")
+        if number == 150:
+            journal.note(run, "another reason")
+    texts = [text for _, _, text in journal.events(run)]
+    assert 5 < len(texts) < 20
+    assert texts[:2] == ["taken from queue q", "once"] and "another reason" in texts
+    # The last is the last.
+    assert texts[-2:] == ["being tried", "not taken"]
+    assert journal.events(run)[-1][0] == journal.current(run).updated_at
+
+
 def test_a_stale_row_writes_nothing(journal: Journal) -> None:
     old = receive(journal)
     new = journal.move(old, State.STAGED)

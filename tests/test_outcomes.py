@@ -126,14 +126,20 @@ def test_a_job_script_that_was_killed_is_run_again_elsewhere() -> None:
     assert isinstance(action, Retry)
     assert "killed by signal 9 on n1 (FAILED)" in action.reason
     assert action.avoid == "n1"
-    action = action_for(a_run(), ended(Ending.COMPLETED, code=0))
-    assert isinstance(action, Retry)
-    assert "ended without saying how" in action.reason
     # Without accounting nothing is known of code and signal.
     action = action_for(a_run(), ended(Ending.FAILED, node=""))
     assert isinstance(action, Retry)
     assert "ended without saying how (FAILED)" in action.reason
     assert action.avoid == ""
+
+
+def test_what_has_run_to_its_end_is_not_run_again() -> None:
+    """The disk was full: it could leave no exit file."""
+    for job in (ended(Ending.COMPLETED, code=0), ended(Ending.COMPLETED)):
+        action = action_for(a_run(), job)
+        assert isinstance(action, End)
+        assert (action.outcome, action.reason) == (
+            Outcome.SUCCEEDED, "finished, by the scheduler's word (COMPLETED); it could not leave its exit file: was the disk full?")
 
 
 def test_the_exit_code_of_accounting_is_the_last_resort() -> None:
@@ -310,7 +316,7 @@ def test_a_node_that_was_not_at_fault_is_not_avoided() -> None:
 def test_a_node_where_modules_cant_be_loaded_is_avoided() -> None:
     action = action_for(a_run(), UNKNOWN, an_exit(73, "setup"))
     assert isinstance(action, Retry)
-    assert "`module load` failed" in action.reason
+    assert "`module load` or the site's prologue failed" in action.reason
     assert action.avoid == "n1"
 
 

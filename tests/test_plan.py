@@ -28,7 +28,7 @@ from hpcrunner.engine.actions import (
     Waiting,
 )
 from hpcrunner.engine.outcomes import EXPIRED
-from hpcrunner.engine.plan import backoff, plan, waiting_for
+from hpcrunner.engine.plan import backoff, plan
 from hpcrunner.model import (
     ACTIVE,
     TRANSITIONS,
@@ -258,22 +258,6 @@ def test_backoff_grows_and_then_stays() -> None:
     assert waits[-1] == waits[10] <= 3600
 
 
-@pytest.mark.parametrize(("fields", "images", "wanted"), [
-    ({"state": State.STAGED}, {}, ""),
-    ({"state": State.STAGED, "image": DIGEST}, {DIGEST: Image(ImageState.BUILDING)}, "image"),
-    ({"state": State.STAGED, "image": DIGEST}, {DIGEST: Image(ImageState.MISSING)}, "image"),
-    ({"state": State.STAGED, "image": DIGEST}, {DIGEST: Image(ImageState.BUILT)}, ""),
-    ({"state": State.READY}, {}, "cores"),
-    ({"state": State.RUNNING}, {}, ""),
-    ({"state": State.SUBMITTED}, {}, ""),
-    ({"state": State.SUBMITTED, "waiting": "QOSMaxJobsPerUserLimit"}, {}, "scheduler: QOSMaxJobsPerUserLimit"),
-    ({"state": State.RUNNING, "waiting": "Priority"}, {}, ""),
-])
-def test_waiting_for(fields: dict[str, Any], images: dict[str, Image], wanted: str) -> None:
-    said = waiting_for(a_run(**fields), Observations(images=images))
-    assert wanted in said if wanted else said == ""
-
-
 # -- who comes first --
 
 
@@ -358,8 +342,10 @@ def test_runs_of_one_experiment_take_turns() -> None:
     assert plan([second], Observations(), POLICY, NOW) == [Stage(second)]
     held = a_run(State.READY, 1, key="same", not_before=NOW + 9)
     assert plan([held, second], Observations(), POLICY, NOW) == []
-    elsewhere = replace(second, queue="other")
-    assert plan([held, elsewhere], Observations(), POLICY, NOW) == [Stage(elsewhere)]
+    # Where results and records go depends on the key alone.
+    assert plan([held, replace(second, queue="other")], Observations(), POLICY, NOW) == []
+    other = replace(second, key="other")
+    assert plan([held, other], Observations(), POLICY, NOW) == [Stage(other)]
 
 
 # -- images --

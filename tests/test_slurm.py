@@ -83,6 +83,23 @@ def test_arrays_stay_within_what_the_site_allows(slurm: Slurm) -> None:
     assert len({run["job_id"].partition("_")[0] for run in runs.values()}) == 3
 
 
+def test_an_array_whose_files_cant_be_written_waits_and_says_why(slurm: Slurm) -> None:
+    lab = SlurmLab(slurm)
+    arrays = lab.state / "arrays"
+    with lab.as_user():
+        arrays.mkdir(parents=True)
+        arrays.chmod(0o500)
+    for key in ("e0", "e1"):
+        lab.submit(key)
+    lab.submit("alone", resources_needed={"cpus": 2, "gpus": 0})
+    tick_until(lab, lambda: lab.status()["alone"]["state"] == "done", "the one without an array has ended")
+    for key in ("e0", "e1"):
+        run = lab.status()[key]
+        assert run["state"] == "ready" and f"{arrays}/" in run["waiting"] and "Permission denied" in run["waiting"], run
+    arrays.chmod(0o700)
+    assert {run["outcome"] for run in lab.run_all().values()} == {"succeeded"}
+
+
 def test_one_element_is_cancelled_and_the_others_go_on(slurm: Slurm) -> None:
     lab = SlurmLab(slurm, {"array_throttle": 2}, kill_grace="10s")
     for number in range(4):
@@ -217,15 +234,49 @@ def test_a_build_job_that_can_not_run_is_an_end_with_a_reason(slurm: Slurm, appt
     assert run["outcome"] == "failed" and "image build" in run["reason"], run
 
 
+def test_a_build_job_that_waits_for_ever_is_told_and_goes_with_its_last_experiment(slurm: Slurm, apptainer: Apptainer) -> None:
+    """The partition's MaxTime, 30 minutes, is less than build_timeout, and the site config doesn't say so."""
+    lab = SlurmLab(slurm, {"build_partition": "debug", "build_memory": "2000MiB", "build_cpus": 1}, engine="apptainer",
+                   build_timeout="1h", base_images={"any": str(slurm.share(apptainer.base_image))})
+    for key in ("e1", "e2"):
+        lab.submit(key, "print('x')", pythonenv=["six==1.14.0"])
+    tick_until(lab, lambda: lab.status()["e1"]["waiting"] == "PartitionTimeLimit", "the build waits")
+    done = lab.hpcrunner("doctor", check=False)
+    assert done.returncode == 1 and "that builds its image waits for what won't come by itself: PartitionTimeLimit" in done.stdout
+    builds = lambda: [line for line in slurm.run("squeue", "--noheader", "--me", "--format=%j").stdout.split() if line.startswith("hb")]  # noqa: E731
+    lab.hpcrunner("cancel", "e1")
+    lab.tick()
+    assert len(builds()) == 1
+    lab.hpcrunner("cancel", "e2")
+    wait_until(lambda: not builds(), "its job is cancelled", 20)
+    lab.tick("--wait")
+    assert lab.hpcrunner("doctor").stdout == "nothing found\n"
+
+
 def test_gpu_jobs_see_exactly_their_cards(slurm: Slurm) -> None:
     lab = SlurmLab(slurm)
     script = "import os, time; print(os.environ.get('CUDA_VISIBLE_DEVICES')); time.sleep(3)"
+    wish = {"env": {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}}
     for key in ("g1", "g2"):
-        lab.submit(key, script, resources_needed={"cpus": 1, "gpus": 2, "gpuMem": "10g"})
-    lab.submit("c", script)
+        lab.submit(key, script, resources_needed={"cpus": 1, "gpus": 2, "gpuMem": "10g"}, config=wish)
+    lab.submit("c", script, config=wish)
     lab.run_all()
     seen = {key: lab.output(key).splitlines()[0] for key in ("g1", "g2", "c")}
     assert seen["c"] == "-1" and {seen["g1"], seen["g2"]} == {"0,1", "2,3"}
+
+
+def test_the_time_of_a_suspended_job_stands_still(slurm: Slurm) -> None:
+    lab = SlurmLab(slurm)
+    lab.submit("e", "import time\nfor i in range(60): print('second', flush=True); time.sleep(1)", max_duration="8s")
+    tick_until(lab, lambda: lab.status()["e"]["state"] == "running", "it runs")
+    job = lab.status()["e"]["job_id"]
+    slurm.root("scontrol", "suspend", job)
+    time.sleep(14)
+    slurm.root("scontrol", "resume", job)
+    run = lab.run_all()["e"]
+    assert run["outcome"] == "failed" and "longer than its max_duration" in run["reason"], run
+    assert run["finished_at"] - run["started_at"] > 17
+    assert 5 <= lab.output("e").count("second") <= 12
 
 
 def test_nothing_of_the_callers_environment_reaches_sbatch_or_the_job(slurm: Slurm) -> None:
@@ -234,6 +285,19 @@ def test_nothing_of_the_callers_environment_reaches_sbatch_or_the_job(slurm: Slu
     lab.run_all(env={"SBATCH_PARTITION": "nonsense", "SLURM_TIME_FORMAT": "%s", "SQUEUE_FORMAT": "%i", "SECRET": "s",
                      "SACCT_FORMAT": "jobid", "SQUEUE_STATES": "PD", "SBATCH_TIMELIMIT": "1"})
     assert lab.status()["e"]["outcome"] == "succeeded" and "SECRET" not in lab.output("e")
+
+
+@pytest.mark.parametrize(("export", "is_login"), [("ALL", False), ("NONE", True), ("TZ,HOME", True)])
+def test_what_the_job_has_of_an_environment(export: str, is_login: bool, slurm: Slurm) -> None:
+    lab = SlurmLab(slurm, {"export": export})
+    with lab.as_user():
+        lab.site.write_text(json.dumps({**json.loads(lab.site.read_text()), "prologue": f"env >{lab.root}/seen"}))
+    lab.submit("e", "print('x')")
+    lab.run_all(env={"TZ": "Asia/Tokyo"})
+    seen = dict(line.split("=", 1) for line in (lab.root / "seen").read_text().splitlines() if "=" in line)
+    # Debian's /etc/profile names the folders of games.
+    assert ("games" in seen["PATH"]) == is_login, seen
+    assert seen.get("TZ") == (None if export == "NONE" else "Asia/Tokyo")
 
 
 def test_an_experiment_that_no_partition_holds_is_rejected_with_the_limit(slurm: Slurm) -> None:

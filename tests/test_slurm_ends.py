@@ -485,6 +485,7 @@ def test_slurm_resumes_what_it_requeues_and_hpcrunner_the_rest(preempted: dict[s
 IN_CONTAINER = """
 import os, time
 print(os.path.exists("/.singularity.d"), os.environ.get("CUDA_VISIBLE_DEVICES"), "SLURM_JOB_ID" in os.environ, flush=True)
+print(*(os.environ.get(name) for name in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK")), flush=True)
 meeting, others = os.environ["MEETING"], os.environ["OTHERS"].split()
 open(f"{meeting}/{os.environ['HPCRUNNER_EXPERIMENT']}", "w").close()
 end = time.time() + 200
@@ -495,11 +496,12 @@ while not set(others) <= set(os.listdir(meeting)) and time.time() < end: time.sl
 
 @pytest.fixture(scope="module")
 def containers(slurm: Slurm, apptainer: services.Apptainer) -> Site:
-    """Builds its image while other tests run."""
+    """Builds its image while other tests run. Its prologue sets what a Slurm with other makers' cards sets."""
+    others = "ROCR_VISIBLE_DEVICES=$mine HIP_VISIBLE_DEVICES=$mine GPU_DEVICE_ORDINAL=$mine ZE_AFFINITY_MASK=$mine"
     partitions = {"cpu": {"max_walltime": "1d"},
                   "gpu": {"max_walltime": "1d", "max_gpus": 4, "directives": ["--nodelist=gpu1"]}}
     lab = site(slurm, {"partitions": partitions}, engine="apptainer", keep="all",
-               base_images={"any": str(slurm.share(apptainer.base_image))}, binds=[str(meeting_place(slurm))])
+               base_images={"any": str(slurm.share(apptainer.base_image))}, binds=[str(meeting_place(slurm))], prologue=f"mine=$CUDA_VISIBLE_DEVICES; export {others}")
     in_container(lab, "cpu", gpus=0, others="cpu")
     lab.work()
     return lab
@@ -534,6 +536,9 @@ def test_jobs_on_one_node_see_different_gpus_in_their_containers(containers: Sit
     assert [(inside, slurms) for inside, _, slurms in firsts] == [("True", "False")] * 2
     seen = [set(cards.split(",")) for _, cards, _ in firsts]
     assert [len(cards) for cards in seen] == [2, 2]
+    for end in ends:
+        first, second = end.log.splitlines()[:2]
+        assert second.split() == [first.split()[1]] * 4
     assert seen[0] | seen[1] == {"0", "1", "2", "3"}
     assert all("--nv" in command(end) for end in ends)
 

@@ -267,8 +267,8 @@ def told(row: object) -> Told:
     return ending or phase
 
 
-def queue_line(*fields: str) -> str:
-    return SEPARATOR.join(fields) + "\n"
+def queue_line(*fields: str, folder: str = "/w") -> str:
+    return SEPARATOR.join((*fields[:4], folder, *fields[4:])) + "\n"
 
 
 def account_line(job_id: str = "45", state: str = "COMPLETED", exit_code: str = "0:0", node: str = "n1", submitted: str = "2026-11-25T04:00:00",
@@ -389,7 +389,7 @@ def test_what_may_come_back_is_what_slurm_requeues() -> None:
 
 
 def test_formats_ask_for_what_is_parsed() -> None:
-    assert QUEUE_FORMAT == "%i\x1f%T\x1f%r\x1f%N\x1f%j"
+    assert QUEUE_FORMAT == "%i\x1f%T\x1f%r\x1f%N\x1f%Z\x1f%j"
     # Every version from 20.11 on knows them: sacct fails over one that it does not know.
     assert ACCOUNT_FIELDS == ("JobID", "State", "ExitCode", "NodeList", "Submit", "Start", "End", "MaxRSS", "ReqMem", "JobName")
 
@@ -494,6 +494,16 @@ def test_what_an_id_stands_for(job_id: str, elements: list[str]) -> None:
 def test_rows_of_many_elements_are_known_as_such() -> None:
     rows = parse_accounting(account_line(job_id="45_[1-2]", state="PENDING") + account_line(job_id="45_0") + account_line(job_id="46"))
     assert [(row.job_id, row.is_shared) for row in rows] == [("45_1", True), ("45_2", True), ("45_0", False), ("46", False)]
+
+
+def test_a_giant_array_of_somebody_else_is_one_row() -> None:
+    def rows(name: str, elements: str) -> list[str]:
+        return [row.job_id for row in parse_queue(queue_line(f"45_[{elements}]", "PENDING", "Priority", "", name))]
+    assert rows("sweep", "0-3999999%50") == ["45_[0-3999999%50]"]
+    assert rows("sweep", "0,2-2000:2,9") == ["45_[0,2-2000:2,9]"]
+    # One of ours, maybe under another name.
+    assert len(rows("hrab2defghijk7m", "0-1999")) == 2000
+    assert rows("sweep", "7,0-998")[:2] == ["45_7", "45_0"]
 
 
 def test_waiting_elements_in_one_row_of_squeue() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 from hpcrunner.cli.common import configuration, set_up_logging
@@ -38,6 +39,9 @@ def resolve(arguments: argparse.Namespace) -> int:
     runs = _find(site, [arguments.key])[arguments.key]
     if not any(run.state is State.SUBMITTING for run in runs):
         raise UsageError(f"{arguments.key}: nothing to resolve: it is not being submitted, but {runs[-1].state.value}")
+    if arguments.job is not None and not re.fullmatch(r"\d+(_\d+)?", arguments.job):
+        raise UsageError(f"--job {arguments.job}: no job's id; one is a number such as 45, or 45_3 for an element of "
+                         "an array")
     content: dict[str, Any] = {"resolve": arguments.key, "job": arguments.job}
     request(StateDir(site.state_dir).requests, content)
     _carry_out(site, f"{arguments.key}: " + (f"is job {arguments.job}" if arguments.job else "will be submitted again"))

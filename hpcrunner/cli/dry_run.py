@@ -6,7 +6,7 @@ from hpcrunner import plugins
 from hpcrunner.config.site import Site
 from hpcrunner.engine.intake import expiry_of, request_of
 from hpcrunner.engine.preview import preview
-from hpcrunner.errors import HpcrunnerError, NotFoundError
+from hpcrunner.errors import HpcrunnerError, NotFoundError, UnavailableError
 from hpcrunner.journal.store import Journal
 from hpcrunner.layout import StateDir
 from hpcrunner.queues.base import Queues
@@ -24,11 +24,18 @@ def run(site: Site, limit: int | None) -> int:
         install_id, active = "none", []
     for run in active:
         print(f"# {run.key}: already taken, {run.state.value}")
-    shown = 0
+    shown, unanswered = 0, False
     scheduler: Scheduler = plugins.load("schedulers", site.scheduler)(site)
     for source in site.queues:
         broker: Queues = plugins.load("queues", source.type)(source.options, install_id)
-        for queue in broker.names():
+        try:
+            names = broker.names()
+        except UnavailableError as error:
+            # As a tick has it: there may be none yet.
+            print(f"# {error}")
+            unanswered = True
+            continue
+        for queue in names:
             for payload in broker.peek(queue):
                 if limit is not None and shown >= limit:
                     return 0
@@ -47,6 +54,6 @@ def run(site: Site, limit: int | None) -> int:
                         print(rendered.files["job.sh"])
                 except HpcrunnerError as error:
                     print(f"# a message from queue {queue} would be refused: {error}")
-    if not shown:
+    if not shown and not unanswered:
         print("# the queues are empty")
     return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hpcrunner import __version__
-from hpcrunner.errors import HpcrunnerError, UsageError
+from hpcrunner.errors import HpcrunnerError, StoreError, UsageError
 
 _EPILOG = """\
 exit codes: 0 all went well; 64 wrong usage; 65 a message can't be understood; 66 no such experiment or file;
@@ -18,8 +18,9 @@ exit codes: 0 all went well; 64 wrong usage; 65 a message can't be understood; 6
 75 another process works on this install, try later; 78 the configuration is wrong; 130 interrupted
 
 An experiment that fails is no failure of the command: `hpcrunner status` tells how experiments ended.
-Every option can also be set in the environment (HPCRUNNER_MAX_CORES=4) and in the site file (max_cores: 4);
-the command line wins over the environment, and the environment over the file.
+Every site option that holds a single value can also be set in the environment (HPCRUNNER_MAX_CORES=4) and in
+the site file (max_cores: 4); the command line wins over the environment, and the environment over the file.
+Lists, mappings and the keys of `slurm` stand in the file only.
 """
 
 
@@ -49,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
     _recipe(commands)
     shell = commands.add_parser(
         "completion", help="print a completion script for your shell",
-        epilog="example:\n  hpcrunner completion bash > ~/.local/share/bash-completion/completions/hpcrunner")
+        epilog="example:\n  mkdir -p ~/.local/share/bash-completion/completions\n"
+               "  hpcrunner completion bash > ~/.local/share/bash-completion/completions/hpcrunner")
     shell.add_argument("shell", choices=["bash", "zsh", "tcsh"])
     return top
 
@@ -69,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `hpcrunner status | head`: whoever read has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        # A full disk, a read-only file system, a folder of somebody else's.
+        print(f"hpcrunner: {f'{error.filename}: {error.strerror}' if error.filename else error}", file=sys.stderr)
+        return StoreError.exit_code
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -183,8 +189,9 @@ def _resolve(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser(
         "doctor", help="find what is wrong, and say what to do about it",
-        description="Looks for jobs of this install that its journal doesn't know, and for submissions that had no\n"
-                    "answer for long. Exit code 1 if something was found.",
+        description="Looks for jobs that wait for what won't come by itself, submissions that are refused or had no\n"
+                    "answer for long, jobs that nobody waits for, and a scheduler that doesn't answer. Exit code 1 if\n"
+                    "something was found.",
         epilog="example:\n  hpcrunner doctor --site site.yaml")
     command.add_argument("--json", action="store_true", help="for programs")
     add_site(command)
@@ -201,12 +208,15 @@ def _render(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 def _site(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser("site", help="check or show a site config")
-    parts = command.add_subparsers(dest="part", metavar="check|show", required=True, parser_class=_Parser)
+    parts = command.add_subparsers(dest="part", metavar="check|show|options", required=True, parser_class=_Parser)
     for name, text in (("check", "find everything that is wrong with it"),
                        ("show", "print what it amounts to, and where each value comes from")):
         part = parts.add_parser(name, help=text, description=text.capitalize() + ".",
                                 epilog=f"example:\n  hpcrunner site {name} site.yaml")
         part.add_argument("site", type=Path, metavar="FILE", help="a file, or the name of a shipped site config")
+    parts.add_parser("options", help="print the reference of all options",
+                     description="Prints what every option means, what it allows and its default.",
+                     epilog="example:\n  hpcrunner site options | less")
 
 
 def _recipe(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -1,4 +1,4 @@
-"""`hpcrunner site check` and `hpcrunner site show`."""
+"""`hpcrunner site check`, `hpcrunner site show` and `hpcrunner site options`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from hpcrunner.config.load import load, show
 
 
 def run(arguments: argparse.Namespace) -> int:
-    loaded = load(arguments.site)
+    if arguments.part == "options":
+        from hpcrunner.config.reference import markdown
+
+        print(markdown(), end="")
+        return 0
+    loaded = load(arguments.site, here=arguments.part == "check")
     if arguments.part == "show":
         print(show(loaded), end="")
         return 0

@@ -18,6 +18,9 @@ from hpcrunner.layout import StateDir
 from hpcrunner.model import Run, State
 from hpcrunner.units import format_duration, format_size
 
+_USUAL = 10.0
+"""Seconds in which a scheduler usually answers to a submission."""
+
 
 def run(arguments: argparse.Namespace) -> int:
     site = configuration(arguments).site
@@ -66,10 +69,14 @@ def _table(runs: list[Run]) -> None:
 
 def _show(journal: Journal, site: Site, run: Run) -> None:
     asked = run.request
+    events = journal.events(run)
+    last = events[-1][2] if events and run.tries else ""
     sizes = [f"{asked.cpus} cores", *(f"{format_size(size)} {what}" for size, what in (
         (asked.memory, "memory"), (asked.disk, "disk")) if size), *([f"{asked.gpus} GPUs"] if asked.gpus else [])]
-    facts = [("queue", run.queue), ("state", state_text(run)), ("reason", run.reason or _pending(run)),
+    facts = [("queue", run.queue), ("state", state_text(run)), ("reason", run.reason or _pending(run, last)),
+             ("cancelled", "" if run.state is State.DONE else run.cancelling),
              ("asks for", ", ".join(sizes)), ("run", run.short_id), ("job", run.job_id), ("job name", run.job_name),
+             ("array", "" if run.task is None else f"element {run.task}"),
              ("partition", run.partition), ("host", run.host), ("avoids", ", ".join(run.avoid)),
              ("image", run.image), ("directory", run.run_dir), ("ran", _ran(run)),
              ("exit code", "" if run.exit_code is None else str(run.exit_code)),
@@ -79,17 +86,22 @@ def _show(journal: Journal, site: Site, run: Run) -> None:
         if value:
             print(f"  {name + ':':11}" + "\n             ".join(_printable(line) for line in str(value).splitlines()))
     print("  history:")
-    for at, state, text in journal.events(run):
+    for at, state, text in events:
         print(f"    {datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}  {state:10}  {_printable(text.splitlines()[0])}")
 
 
-def _pending(run: Run) -> str:
+def _pending(run: Run, last: str = "") -> str:
+    """Why it does not go on. `last`: what its history says last, of a run that is tried again."""
     if run.state is State.READY and run.waiting:
         return run.waiting
+    if run.state is State.SUBMITTING:
+        if time.time() < run.submitted_at + _USUAL:
+            return "being handed to the scheduler"
+        return f"its submission had no clear answer; it is looked for (job name {run.job_name})"
     if run.state is State.SUBMITTED:
         return f"pending in the scheduler: {run.waiting}" if run.waiting else "handed to the scheduler"
     if run.tries:
-        return "trying again: see `hpcrunner status KEY`"
+        return last or "trying again: see `hpcrunner status KEY`"
     if run.state is State.STAGED and run.image:
         return "waiting for its image to be built" + (f" (job pending: {run.waiting})" if run.waiting else "")
     if run.state is State.READY:

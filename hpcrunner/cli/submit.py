@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from hpcrunner.cli.common import configuration, set_up_logging
 from hpcrunner.config.site import Site
 from hpcrunner.engine.install import Install
 from hpcrunner.engine.tick import tick
-from hpcrunner.errors import StoreError, UnavailableError
+from hpcrunner.errors import UnavailableError
 from hpcrunner.journal.store import Journal
 from hpcrunner.layout import StateDir
 
@@ -29,14 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
         from hpcrunner.cli import dry_run
 
         return dry_run.run(site, arguments.max)
-    path = StateDir(site.state_dir).journal
-    try:
-        with Journal(path) as journal:
-            return _work(Install(site, journal), arguments)
-    except sqlite3.OperationalError as error:
-        # What is not in the journal was not done, or is found again.
-        raise StoreError(f"{path}: the journal can't be written: {error}; nothing is lost, and it goes on with the "
-                         "next tick that can", transient=True) from error
+    with Journal(StateDir(site.state_dir).journal) as journal:
+        return _work(Install(site, journal), arguments)
 
 
 def _work(install: Install, arguments: argparse.Namespace) -> int:

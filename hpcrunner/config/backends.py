@@ -44,6 +44,9 @@ class SchedulerOptions(Kind[Any]):
     def secrets(self, given: Given) -> Iterator[Given]:
         return self.section.secrets(given)
 
+    def inner(self) -> Mapping[str, Option]:
+        return self.section.inner()
+
 
 @dataclass(frozen=True)
 class QueueSource:

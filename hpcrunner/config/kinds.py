@@ -46,6 +46,15 @@ class Scalar(Kind[T]):
     def secrets(self, given: Given) -> Iterator[Given]:
         return iter((given,) if self._secret else ())
 
+    def but(self, pattern: str, reason: str) -> Scalar[T]:
+        """The same, without the texts that match. The reason may hold the pattern's groups."""
+        def parse(given: str, origin: Origin) -> T:
+            if match := re.fullmatch(pattern, given, re.IGNORECASE):
+                raise ValueError(match.expand(reason))
+            return self._parse(given, origin)
+
+        return Scalar(self.allowed, self.metavar, parse, self._write, secret=self._secret)
+
 
 class ListOf(Kind[tuple[T, ...]]):
     """A list, whose values all are of one kind."""
@@ -78,6 +87,8 @@ class MappingOf(Kind[Mapping[str, T]]):
     """A mapping, whose keys all match a pattern and whose values are of one kind. An entry without a value is
     left out, so that a file can take away what it would inherit."""
 
+    inside = "in an entry of `{}:`"
+
     def __init__(self, keys: str, pattern: str, item: Kind[T]) -> None:
         self.item = item
         self._keys, self._pattern = keys, pattern
@@ -92,6 +103,9 @@ class MappingOf(Kind[Mapping[str, T]]):
                 if not re.fullmatch(self._pattern, name):
                     raise ConfigError(f"{item.origin.name}:{item.key_at}: {key}: has the key {name!r}; "
                                       f"allowed: {self._keys}")
+                if name in self.inner() and not isinstance(item.content, dict):
+                    raise item.problem(f"{key}.{name}", f"`{name}` is an option of an entry of {key}: indent it "
+                                                        "further, below the entry's name")
                 if item.content is not None:
                     values[name] = self.item.read(item, f"{key}.{name}")
         problems.check()
@@ -103,6 +117,9 @@ class MappingOf(Kind[Mapping[str, T]]):
     def secrets(self, given: Given) -> Iterator[Given]:
         for item in given.content.values() if isinstance(given.content, dict) else ():
             yield from self.item.secrets(item)
+
+    def inner(self) -> Mapping[str, Option]:
+        return self.item.inner()
 
 
 class Section(Kind[T]):
@@ -127,6 +144,9 @@ class Section(Kind[T]):
         for name, item in given.content.items() if isinstance(given.content, dict) else ():
             if name in options and item.content is not None:
                 yield from options[name].kind.secrets(item)
+
+    def inner(self) -> Mapping[str, Option]:
+        return options_of(self.cls)
 
 
 def text(pattern: str = "", allowed: str = "text", *, secret: bool = False) -> Scalar[str]:
@@ -174,7 +194,7 @@ def size() -> Scalar[int]:
 
     def write(value: int) -> str:
         short = format_size(value).replace(" ", "")
-        return short if value >= 1024 and parse_size(short) == value else str(value)
+        return short if value >= 1024 and parse_size(short) == value else f"{value}B"
 
     return Scalar("a size such as 512MiB or 2GiB", "SIZE", parse, write)
 

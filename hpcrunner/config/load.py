@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from hpcrunner.config import document
+from hpcrunner.config import checks, document
 from hpcrunner.config.schema import Given, Origin, Plain, Problems, nearest, read_options
 from hpcrunner.config.site import OPTIONS, Site
 
@@ -25,6 +25,8 @@ OTHER_VARIABLES = {
     "HPCRUNNER_STUDIOML": "the StudioML client that the tests use",
     "HPCRUNNER_BASE_IMAGE": "the base image that the tests use",
     "HPCRUNNER_TEST_CACHE": "where `make test` and `make demo` keep what they install",
+    "HPCRUNNER_SLURM_DIR": "where `scripts/slurm-cluster` keeps the clusters of the tests",
+    "HPCRUNNER_SLURM_PORT": "the first of their ports",
     "HPCRUNNER_TAG": "set in job scripts: the job's name",
     "HPCRUNNER_EXPERIMENT": "set in jobs: the experiment's key",
     "HPCRUNNER_RUN_DIR": "set in jobs: the run directory",
@@ -44,10 +46,10 @@ class Loaded:
     warnings: tuple[str, ...]
 
 
-def load(path: Path | None = None, *, overrides: Mapping[str, str] = {}, environ: Mapping[str, str] = os.environ
-         ) -> Loaded:
+def load(path: Path | None = None, *, overrides: Mapping[str, str] = {}, environ: Mapping[str, str] = os.environ,
+         here: bool = False) -> Loaded:
     """`path` is a file, or the name of a site config that ships with hpcrunner; without it HPCRUNNER_SITE says.
-    `overrides` are texts from the command line by name of the option.
+    `overrides` are texts from the command line by name of the option. `here`: files that it names must be on this host.
 
     Raises ConfigError with every problem that was found.
     """
@@ -62,6 +64,7 @@ def load(path: Path | None = None, *, overrides: Mapping[str, str] = {}, environ
     for layer in layers:
         with problems:  # Each by itself: what is wrong is wrong even where something else overrides it.
             read_options(OPTIONS, Given(layer, origin))
+        problems += checks.void(OPTIONS, layer, tree)
         tree = document.merge(tree, layer)
     if not unread and ("queues" not in tree or not tree["queues"].content):
         problems.append(f"{origin.name}: queues: there are none; for the StudioML client's local queues write "
@@ -69,6 +72,10 @@ def load(path: Path | None = None, *, overrides: Mapping[str, str] = {}, environ
     problems.check()
     values = read_options(OPTIONS, Given(tree, origin))
     site = Site(**values)
+    problems += checks.mistakes(site, tree)
+    if here:
+        problems += checks.missing(site, tree)
+    problems.check()
     return Loaded(site, dict(_sources(tree)), tuple(_warnings(site, tree)))
 
 

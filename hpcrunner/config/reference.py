@@ -30,7 +30,8 @@ max_mem: 32GiB
 ```
 
 `hpcrunner site check FILE` finds everything that is wrong with a file, and `hpcrunner site show FILE` prints
-what it amounts to, with the source of every value.
+what it amounts to, with the source of every value. `site check` is for the host that runs hpcrunner: `bin_dir`, `conf`,
+`job_template` and `recipe` must be there, if they are given. `hpcrunner site options` prints this page.
 
 ## How values are written
 
@@ -43,11 +44,14 @@ what it amounts to, with the source of every value.
 - **Text.** Values are taken as they are written: `0123` stays `0123`, and `3.10` is not `3.1`. YAML's anchors,
   aliases and merge keys work; a key that is there twice is an error.
 - **Nothing.** An empty value or `null` stands for the default, and in a mapping for an entry that is not
-  inherited. The command line and the environment know the word `null` too.
+  inherited. A partition for which all is left to the defaults is written `cpu: {}`. The command line and the
+  environment know the word `null` too.
 - **Paths.** `~`, `$VAR`, `${VAR}` and `${VAR:-default}` are expanded; a variable that is empty or not set is an
   error; `$$` is a plain `$`. A relative path is relative to the file that names it, on the command line and in the
   environment to the working directory.
-- **Sizes** are bytes: `512MiB`, `2GB`, `100g`. **Durations**: `90s`, `1h30m`, `2d`.
+- **Sizes** are bytes: `512MiB`, `2GB`, `100g`. **Durations**: `90s`, `1h30m`, `2d`, and Slurm's `2-12:00:00`. A number
+  alone is in bytes or seconds. Slurm means MB and minutes by such a number, so sizes under `slurm` and `max_walltime`
+  need their unit.
 - **Regular expressions** are Python's, and match anywhere unless they begin with `^`.
 - **Switches** are `true` or `false`; on the command line `--debug` or `--no-debug`.
 """

@@ -77,6 +77,8 @@ class Kind(Generic[T]):
     is_scalar = False
     """A single text, so it can also stand on the command line and in the environment."""
     metavar = "TEXT"
+    inside = "under `{}:`"
+    """Where an option of `inner` stands, with the name of this one."""
 
     def read(self, given: Given, key: str) -> T:
         """The value of `given`, whose content isn't None. Raises ConfigError with every problem in it."""
@@ -89,6 +91,10 @@ class Kind(Generic[T]):
     def secrets(self, given: Given) -> Iterator[Given]:
         """The secrets in it."""
         return iter(())
+
+    def inner(self) -> Mapping[str, Option]:
+        """The options that may stand in it, if it is a mapping of options, or of such mappings."""
+        return {}
 
     def wrong(self, given: Given, key: str, reason: str = "") -> ConfigError:
         held = "a list" if isinstance(given.content, list) else "a mapping"
@@ -139,7 +145,7 @@ def read_options(options: Mapping[str, Option], table: Given, prefix: str = "") 
     for key, given in entries.items():
         if key not in options:
             where = f"{given.origin.name}:{given.key_at}"
-            problems.append(f"{where}: {prefix}{key}: unknown; {suggest(key, options)}")
+            problems.append(f"{where}: {prefix}{key}: unknown; {_belongs(key, options) or suggest(key, options)}")
     for name, option in options.items():
         entry = entries.get(name)
         with problems:
@@ -154,17 +160,27 @@ def read_options(options: Mapping[str, Option], table: Given, prefix: str = "") 
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """What the writer of an unknown word may have meant."""
+    """What the writer of an unknown word may have meant: a word that has it as a part, or one that looks like it."""
     from difflib import get_close_matches
 
-    return next(iter(get_close_matches(word.lower().replace("-", "_"), list(known), 1)), None)
+    word, known = word.lower().replace("-", "_"), list(known)
+    holding = [name for name in known if len(word) > 2 and word in name.replace("-", "_")]
+    return next(iter(holding or get_close_matches(word, known, 1)), None)
 
 
 def suggest(word: str, known: Collection[str]) -> str:
     """The end of a message about an unknown word."""
     if near := nearest(word, known):
         return f"did you mean {near}?"
-    return f"known: {', '.join(known)}" if len(known) <= 12 else "docs/site-config.md lists all"
+    return f"known: {', '.join(known)}" if len(known) <= 12 else "`hpcrunner site options` lists all"
+
+
+def _belongs(key: str, options: Mapping[str, Option]) -> str:
+    """Where an option of something further in belongs; empty if it is none."""
+    if any(name.startswith(key) for name in options):
+        return ""
+    return next((f"it belongs {option.kind.inside.format(name)}" for name, option in options.items()
+                 if key in option.kind.inner()), "")
 
 
 def _shortened(given: str) -> str:

@@ -26,7 +26,8 @@ class Site:
             "takes turns.")
     working_dir: Path = option(
         None, kinds.path(), unset="`runs` in `state_dir`",
-        doc="Run directories of experiments. Hosts that run jobs must see it under the same path.")
+        doc="Run directories of experiments. Hosts that run jobs must see it under the same path. Several installs may "
+            "share it.")
     image_dir: Path = option(
         None, kinds.path(), unset="`images` in `state_dir`",
         doc="Images that were built, each once for all experiments with the same environment. Several installs may "
@@ -83,10 +84,13 @@ class Site:
         {}, kinds.MappingOf("names of variables", r"[A-Za-z_][A-Za-z0-9_]*", kinds.text()),
         doc="Variables for every job. The experiment's own come after them and win.")
     prologue: str | None = option(
-        None, kinds.text(), doc="Shell lines that the job script runs first, outside of the container, such as "
-        "`module load apptainer`.")
+        None, kinds.text(), doc="Shell lines (bash) that the job script runs first, outside of the container, such as "
+        "`module load apptainer`. If they exit, or fail after a `set -e`, the host counts as faulty, and the "
+        "experiment is run elsewhere. Variables with lower-case names are the script's own: use others.")
     epilogue: str | None = option(
-        None, kinds.text(), doc="Shell lines that the job script runs last, however the experiment ended.")
+        None, kinds.text(), doc="Shell lines (bash) that the job script runs last, when its program has ended, "
+        "whatever way. How it ended is written down before them. A job that was killed, or that never began, does not "
+        "come to them.")
     job_template: str | None = option(
         None, _TEMPLATE, doc="Template of the job script, to be found in `template_dirs` or among the shipped ones.",
         unset="the one of the scheduler, such as `direct.sh.j2`")

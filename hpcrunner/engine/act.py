@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import time
 from collections.abc import Callable
@@ -28,10 +29,12 @@ from hpcrunner.engine.actions import (
 from hpcrunner.engine.install import Install, log
 from hpcrunner.engine.observe import observe
 from hpcrunner.engine.plan import backoff, plan
-from hpcrunner.errors import BusyError, HpcrunnerError, MessageError, StoreError
+from hpcrunner.errors import BusyError, HpcrunnerError, MessageError, StoreError, UnavailableError
 from hpcrunner.model import Outcome, Run, State
 from hpcrunner.schedulers.base import SubmitDeferred, SubmitRefused
 
+_WEATHER = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE}
+"""What is wrong with a whole file system of ours, and not with one run: it is waited for, however long it takes."""
 _TRIES = 5
 """So often a step that may succeed later is tried before the run counts as lost."""
 
@@ -114,7 +117,8 @@ def _failed(install: Install, run: Run, error: Exception, transient: bool) -> No
     tries = run.tries + 1
     reason = str(error) or type(error).__name__
     # Results are never given up: they stay here until the store takes them.
-    is_weather = isinstance(error, SubmitDeferred)
+    is_weather = isinstance(error, SubmitDeferred) or getattr(error, "errno", 0) in _WEATHER or (
+        transient and isinstance(error, UnavailableError))
     if run.state is State.ENDING or is_weather or (transient and tries <= _TRIES):
         wait = backoff(tries)
         log.warning("%s: %s; tried again in %.0f s", run.key, reason, wait)
@@ -196,8 +200,8 @@ def _retry(install: Install, action: Retry) -> None:
 def _resume(install: Install, action: Resume) -> None:
     run = action.run
     log.info("%s: %s", run.key, action.reason)
-    finish.release(install.run_dir(run), run)
-    install.journal.move(run, State.READY, action.reason, resumes=run.resumes + 1, gpu_ids=(), job_id="", waiting="")
+    # The id stays until the next submission: that takes the run directory from the job that had it.
+    install.journal.move(run, State.READY, action.reason, resumes=run.resumes + 1, gpu_ids=(), waiting="")
 
 
 def _end(install: Install, action: End) -> None:

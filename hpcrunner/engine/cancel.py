@@ -12,6 +12,7 @@ from hpcrunner.engine import record
 from hpcrunner.engine.actions import Cancel
 from hpcrunner.engine.install import Install, log
 from hpcrunner.errors import HpcrunnerError
+from hpcrunner.files import write_whole
 from hpcrunner.model import ACTIVE, Run, State
 
 _CHECK_EVERY = 15.0
@@ -36,15 +37,16 @@ def cancel(install: Install, actions: Sequence[Cancel]) -> None:
             install.scheduler.cancel([install.job(run) for run in runs], now=now)
         except HpcrunnerError as error:
             log.warning("not cancelled yet: %s", error)
+            with install.journal.together():
+                for run in runs:
+                    install.journal.note(run, f"not cancelled yet: {error}", cancelled_at=0.0)
 
 
 def request(folder: Path, content: dict[str, Any]) -> Path:
     """Leaves a request for whoever works on the install, under a name that says when it was made."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / f"{time.time_ns()}.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content))
-    part.replace(path)
+    write_whole(path, json.dumps(content), 0o600)
     return path
 
 
@@ -104,6 +106,7 @@ def _resolve(install: Install, key: str, job_id: Any) -> None:
     """Somebody looked himself whether a job exists whose submission had no answer."""
     for run in install.journal.find(key):
         if run.state is State.SUBMITTING and job_id:
-            install.journal.move(run, State.SUBMITTED, f"is job {job_id}, says the operator", job_id=str(job_id))
+            element = str(job_id) if run.task is None or "_" in str(job_id) else f"{job_id}_{run.task}"
+            install.journal.move(run, State.SUBMITTED, f"is job {element}, says the operator", job_id=element)
         elif run.state is State.SUBMITTING:
             install.journal.move(run, State.READY, "there is no job, says the operator; submitted again", gpu_ids=())

@@ -55,7 +55,7 @@ def clear(install: Install, run: Run) -> Run:
 
 
 def release(run_dir: RunDir, run: Run) -> None:
-    """Gives up the claim on a run directory whose job has certainly ended, so that another one may go on there."""
+    """Takes a run directory from its job, which has certainly ended, so that another one may go on there."""
     shutil.rmtree(run_dir.status / "claim", ignore_errors=True)
     for name in ("exit", "interrupted", "owner"):
         path = run_dir.status / name

@@ -67,10 +67,18 @@ class Install:
 
     @cached_property
     def builds(self) -> Builds:
-        from hpcrunner.engine.builds import Builds
+        from hpcrunner.engine import builds
         from hpcrunner.engine.submit import prefix_of
 
-        return Builds(self.site, self.images, self.scheduler, prefix_of(self.journal.install_id)[2:])
+        return builds.Builds(self.site, self.images, self.scheduler,
+                             builds.prefix_of(prefix_of(self.journal.install_id)))
+
+    @cached_property
+    def mark(self) -> str:
+        """Four characters that tell what is this install's where others may have theirs."""
+        from hpcrunner.engine.submit import prefix_of
+
+        return prefix_of(self.journal.install_id)[2:]
 
     @cached_property
     def sources(self) -> list[Queues]:
@@ -104,12 +112,14 @@ class Install:
         return self._experiments[run.id]
 
     def run_dir(self, run: Run) -> RunDir:
-        """Its folder; the name holds the run's id, so no two runs share one."""
+        """Its folder; the name holds the install and the run's id, so no two runs share one. Other installs may have
+        the same `working_dir`, and the same experiments."""
         from hpcrunner.wire.message import safe_name
 
         name = safe_name(run.key)
-        root = Path(run.run_dir) if run.run_dir else self.site.working_dir / f"{name}-{run.id}.{run.generation}"
-        return RunDir(root, name)
+        if run.run_dir:
+            return RunDir(Path(run.run_dir), name)
+        return RunDir(self.site.working_dir / f"{name}-{self.mark}-{run.id}.{run.generation}", name)
 
     def job(self, run: Run) -> Job:
         from hpcrunner.schedulers.base import Job

@@ -67,7 +67,7 @@ def _watched(install: Install) -> Iterator[tuple[Queues, list[str]]]:
 
 def note_gone_queues(install: Install, runs: list[Run]) -> dict[str, float]:
     """Since when each queue of the active `runs` is gone. Only an answer of every broker counts: while one
-    can't be asked, nothing is known to be gone."""
+    can't be asked, or all doubt their own answer, nothing is known to be gone."""
     wanted = {run.queue for run in runs}
     if not wanted:
         return {}
@@ -76,21 +76,31 @@ def note_gone_queues(install: Install, runs: list[Run]) -> dict[str, float]:
     for _, names in install.queues():
         answered += 1
         there.update(names)
+    all_answered = answered == len(install.sources)
     known = install.journal.queues_gone()
     gone = {}
     for name in wanted:
         since = known.get(name)
-        if name in there:
+        if name in there or (all_answered and _is_doubted(install, name)):
             if since is not None:
                 install.journal.set_queue_gone(name, None)
-        elif answered == len(install.sources):
+        elif all_answered or since is not None:
             if since is None:
                 since = time.time()
                 install.journal.set_queue_gone(name, since)
             gone[name] = since
-        elif since is not None:
-            gone[name] = since
     return gone
+
+
+def _is_doubted(install: Install, queue: str) -> bool:
+    """Whether each broker doubts that a queue is gone: a message of it was taken from one of them."""
+    doubts = [source.doubt(queue) for source in install.sources]
+    if not all(doubts):
+        return False
+    if not install.unanswered:  # Once a tick is enough.
+        install.unanswered = "; ".join(doubts)
+        log.warning("%s", install.unanswered)
+    return True
 
 
 def request_of(experiment: Experiment) -> Request:

@@ -37,7 +37,7 @@ def observe(install: Install, runs: list[Run], policy: Policy, stopped: frozense
     return Observations(
         jobs=jobs,
         exits=exits,
-        begun=frozenset(run.id for run in over if (install.run_dir(run).status / "started").exists()),
+        begun=frozenset(run.id for run in over if _has_begun(install, run)),
         never_started=frozenset(run.id for run in runs if run.id in exits and _never_started(install, run)),
         images=_images(install, images, states),
         places=_places(install, runs, policy),
@@ -85,6 +85,12 @@ def _spooled(install: Install) -> set[str]:
         return {path.name for path in install.state.spool.iterdir()}
     except FileNotFoundError:
         return set()
+
+
+def _has_begun(install: Install, run: Run) -> bool:
+    """By the mark that its script leaves; a program that removed the folder has certainly begun, too."""
+    status = install.run_dir(run).status
+    return (status / "started").exists() or not status.exists()
 
 
 def _never_started(install: Install, run: Run) -> bool:

@@ -42,6 +42,10 @@ def without_word(run: Run, job: JobStatus, has_begun: bool, policy: Policy, now:
     if action := _by_scheduler(run, job, policy):
         return action
     where = f" on {job.node}" if job.node else ""
+    if has_begun and job.ending is Ending.COMPLETED and not job.signal:
+        # Its script ends with the program's own exit code. What has run to its end is not run again.
+        return End(run, Outcome.SUCCEEDED, "finished, by the scheduler's word (COMPLETED); it could not leave its exit "
+                                           "file: was the disk full?")
     if not has_begun:
         return infrastructure(run, f"the job could not be started{where} ({job.reason}); hosts that run jobs must see "
                                "the run directories (working_dir)", policy, node=job.node)
@@ -107,8 +111,8 @@ def by_itself(run: Run, ended: Exit, never_started: bool, policy: Policy) -> Act
     if ended.cause == "crashed":
         return End(run, Outcome.LOST, f"its node was lost {policy.retries + 1} times; given up", ended)
     if ended.cause == "setup":
-        return infrastructure(run, f"the job could not be set up on {ended.host}: `module load` failed there, or its "
-                              "files had not arrived", policy, ended, ended.host)
+        return infrastructure(run, f"the job could not be set up on {ended.host}: `module load` or the site's prologue "
+                              "failed there, or its files had not arrived", policy, ended, ended.host)
     if ended.cause in ("cancelled", "preempted") and run.cancelling:
         return as_wanted(run, ended)
     if ended.cause == "preempted":

@@ -47,6 +47,7 @@ _FAILURE_STANDS = 600.0
 """Seconds for which a failed image build speaks for every run that needs the image; after that a new run tries."""
 _CANCEL_AGAIN = 30.0
 """Seconds beyond the grace after which a job that was told to stop is stopped."""
+_LONGEST_WAIT = 3600.0
 _BACKOFF = (2.0, 10.0, 30.0, 120.0, 300.0)
 
 
@@ -54,27 +55,18 @@ def plan(runs: Iterable[Run], seen: Observations, policy: Policy, now: float) ->
     """The next action of each run that has one. `runs` are the active ones, oldest first."""
     runs = list(runs)
     room = _Room(runs, seen.capacity, policy)
-    first: dict[tuple[str, str], int] = {}
+    first: dict[str, int] = {}
     actions = []
     for run in runs:
-        # Runs of one experiment write to the same places, so they take turns.
-        turn = first.setdefault((run.queue, run.key), run.id) == run.id
-        if run.not_before > now:
+        # Runs of one experiment write to the same places, from whatever queue they come, so they take turns.
+        turn = first.setdefault(run.key, run.id) == run.id
+        # One that is farther ahead was noted by a clock that was wrong.
+        if now < run.not_before <= now + _LONGEST_WAIT:
             continue
         action = _next(run, seen, policy, now, room, turn)
         if action is not None:
             actions.append(action)
     return actions
-
-
-def waiting_for(run: Run, seen: Observations) -> str:
-    """Why nothing happens to a run, in words for a person; empty if something does."""
-    if run.state is State.STAGED and run.image:
-        image = seen.images.get(run.image)
-        return "waiting: image build" if image and image.state is not ImageState.BUILT else ""
-    if run.state is State.READY:
-        return "waiting: cores, memory, disk or GPUs in use by other jobs"
-    return f"pending in the scheduler: {run.waiting}" if run.state is State.SUBMITTED and run.waiting else ""
 
 
 def _next(run: Run, seen: Observations, policy: Policy, now: float, room: _Room, turn: bool) -> Action | None:
@@ -151,8 +143,8 @@ def _with_scheduler(run: Run, seen: Observations, policy: Policy, now: float) ->
     if job.phase is Phase.ENDED:
         return outcomes.without_word(run, job, run.id in seen.begun, policy, now)
     if job.phase is Phase.GONE:
-        return outcomes.infrastructure(run, "the job disappeared without a trace: its host went down, or somebody "
-                                       "killed it", policy, node=job.node or run.host)
+        return outcomes.infrastructure(run, job.reason or "the job disappeared without a trace: its host went down, "
+                                       "or somebody killed it", policy, node=job.node or run.host)
     # Known first: what runs is cancelled with time to stop.
     if job.phase is Phase.RUNNING and run.state is State.SUBMITTED:
         return Running(run, job.node)

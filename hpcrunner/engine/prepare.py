@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 from hpcrunner.artifacts.style import TarStyle, detect_style
 from hpcrunner.artifacts.unpack import Limits, unpack
-from hpcrunner.engine.install import Install
+from hpcrunner.engine.install import Install, log
 from hpcrunner.errors import MessageError, StoreError
 from hpcrunner.layout import RunDir
 from hpcrunner.model import Run, State
@@ -27,7 +28,12 @@ def stage(install: Install, run: Run) -> Run:
     check_image_source(experiment)
     run_dir = install.run_dir(run)
     notes = [*run.notes]
-    if run_dir.root.exists():
+    if (run_dir.status / "owner").exists():
+        # A job that this journal, restored from a backup maybe, knows nothing of: it keeps its files.
+        aside = run_dir.root.with_name(f"{run_dir.root.name}.{time.time_ns()}")
+        log.warning("%s: %s is another job's; moved to %s", run.key, run_dir.root, aside.name)
+        run_dir.root.replace(aside)
+    elif run_dir.root.exists():
         shutil.rmtree(run_dir.root)
     run_dir.root.mkdir(mode=0o700, parents=True)
     for folder in (run_dir.status, run_dir.home, run_dir.experiment):

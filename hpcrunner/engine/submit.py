@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 from hpcrunner.engine.actions import Submit
+from hpcrunner.engine.finish import release
 from hpcrunner.engine.install import Install, log
 from hpcrunner.engine.jobfiles import job_files, submission_of
 from hpcrunner.engine.plan import backoff
@@ -14,7 +15,7 @@ from hpcrunner.errors import HpcrunnerError
 from hpcrunner.files import write_whole
 from hpcrunner.layout import RunDir
 from hpcrunner.model import Run, State
-from hpcrunner.schedulers.base import Batch, Submission, SubmitDeferred, SubmitUnclear
+from hpcrunner.schedulers.base import Batch, NodesRefused, Submission, SubmitDeferred, SubmitUnclear
 
 _TRIES = 5
 _WRITERS = 4
@@ -29,7 +30,9 @@ def prefix_of(install_id: str) -> str:
 
 def tag_of(install_id: str, run: Run) -> str:
     """The job's name: unique to one attempt of one generation of one run. 15 characters, safe everywhere."""
-    return prefix_of(install_id) + _base32(f"{install_id}\0{run.id}\0{run.generation}\0{run.attempt}")[:9]
+    # Ids are given again by a journal that was restored from a backup; the message and its time are not.
+    identity = f"{install_id}\0{run.id}\0{run.key}\0{run.received_at!r}\0{run.generation}\0{run.attempt}"
+    return prefix_of(install_id) + _base32(identity)[:9]
 
 
 def _base32(identity: str) -> str:
@@ -78,6 +81,8 @@ def _render(install: Install, actions: Sequence[Submit], failed: Callable[[Run, 
         for action in actions:
             try:
                 run, run_dir = action.run, install.run_dir(action.run)
+                if run.job_id:
+                    release(run_dir, run)  # Of the job before, which had to leave its node.
                 submission = submission_of(action, run_dir, tag_of(install.journal.install_id, run))
                 script, env = job_files(install.site, install.container, install.scheduler, install.experiment(run),
                                         run_dir, action, submission)
@@ -106,7 +111,7 @@ def _intend(install: Install, batches: Sequence[Batch], actions: dict[str, Submi
                 runs[one.tag] = install.journal.move(
                     run, State.SUBMITTING, "handing it to the scheduler", tag=one.tag, job_name=batch.name,
                     task=index if batch.is_array else None, partition=action.place.partition, gpu_ids=action.gpus,
-                    attempt=run.attempt + 1, submitted_at=time.time(), tries=run.tries,
+                    job_id="", attempt=run.attempt + 1, submitted_at=time.time(), tries=run.tries,
                     notes=tuple(dict.fromkeys([*run.notes, *([note] if note else [])])))
     return runs
 
@@ -126,6 +131,13 @@ def _refused(install: Install, runs: Sequence[Run], error: HpcrunnerError, faile
                 # It may have waited for its turn since the intent: only now the time begins in which it must appear.
                 install.journal.note(run, text, submitted_at=time.time())
         return 0
+    if isinstance(error, NodesRefused):
+        text = f"{error}; no more nodes are avoided"
+        log.warning("%s: %s", first, text)
+        with install.journal.together():
+            for run in runs:
+                submit_again(install, install.journal.note(run, avoid=()), 0, text)
+        return len(runs)
     if isinstance(error, SubmitDeferred) or (error.transient and runs[0].tries < _TRIES):
         at_once = isinstance(error, SubmitDeferred) and error.again_at_once
         when = "in smaller parts" if at_once else "later"

@@ -6,9 +6,11 @@ import os
 import re
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from hpcrunner.errors import HpcrunnerError, NotFoundError
+from hpcrunner.errors import HpcrunnerError, NotFoundError, StoreError
 
 _WAITS = 30.0
 """Seconds for which a lock of SQLite is waited for."""
@@ -147,7 +149,14 @@ def connect_read_only(path: Path) -> sqlite3.Connection:
         raise NotFoundError(f"{path}: no journal yet; `hpcrunner submit-from-queue` makes it")
     db = _open(f"{path.as_uri()}?mode=ro", path)
     try:
-        version = _version(db, path)
+        try:
+            version = _version(db, path)
+        except sqlite3.OperationalError:
+            if not _is_at_rest(path):
+                raise
+            db.close()
+            db = _open(f"{path.as_uri()}?immutable=1", path)
+            version = _version(db, path)
         if version == 0:
             raise NotFoundError(f"{path}: the journal is empty; `hpcrunner submit-from-queue` fills it")
         if version < VERSION:
@@ -156,6 +165,13 @@ def connect_read_only(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _is_at_rest(path: Path) -> bool:
+    """Whether it is whole and nobody can be writing it: where files can't be made, which SQLite needs even for reading,
+    and nobody left any."""
+    others = [path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal")]
+    return not os.access(path.parent, os.W_OK) and not any(other.exists() for other in others)
 
 
 def _create(path: Path) -> None:
@@ -181,9 +197,39 @@ def _open(uri: str, path: Path) -> sqlite3.Connection:
     return db
 
 
+@contextmanager
+def trouble_is_told(path: Path, *, read_only: bool) -> Iterator[None]:
+    """Raises StoreError for what is no fault of hpcrunner's, with the reason, which SQLite doesn't say."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if not re.search("disk|readonly|unable to open|lock", str(error)):
+            raise
+        # What is not in the journal was not done, or is found again.
+        text = "read" if read_only else "written"
+        rest = "" if read_only else "; nothing is lost, and it goes on with the next tick that can"
+        raise StoreError(f"{path}: the journal can't be {text}: {error}{_why(path)}{rest}", transient=True) from error
+
+
+def _why(path: Path) -> str:
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError as error:
+        return f" ({path.parent}: {error.strerror})"
+    if disk.f_flag & os.ST_RDONLY:
+        return f" (the file system of {path.parent} is read-only)"
+    if not disk.f_bavail or (disk.f_files and not disk.f_favail):
+        return f" (the disk of {path.parent} is full)"
+    if not all(os.access(place, os.R_OK | os.W_OK) for place in (path.parent, path)):
+        return f" (this user may not write to {path.parent})"
+    return ""
+
+
 def _version(db: sqlite3.Connection, path: Path) -> int:
     try:
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    except sqlite3.OperationalError:
+        raise  # That says nothing of what the file is.
     except sqlite3.DatabaseError as error:
         raise HpcrunnerError(f"{path}: can't be read as a journal of hpcrunner: {error}") from error
     if version > VERSION:

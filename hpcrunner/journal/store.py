@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from hpcrunner.errors import HpcrunnerError, NotFoundError
-from hpcrunner.journal.database import connect, connect_read_only, transaction
+from hpcrunner.journal.database import connect, connect_read_only, transaction, trouble_is_told
 from hpcrunner.journal.lease import Lease
 from hpcrunner.model import ACTIVE, TRANSITIONS, Outcome, Request, Run, State
 
 _COLUMNS = tuple(name for name in Run.__dataclass_fields__ if name != "id")
+_REPEATS = 3
+"""So often the history of a run tells the same in a row; after that only when it was last so."""
 
 
 class Journal:
@@ -24,25 +26,35 @@ class Journal:
 
     Opened for writing it holds the lease until `close`; raises BusyError if another process has it.
     Opened with `read_only` it never blocks and is never blocked; raises NotFoundError if there is none.
+    Where the disk is full or read-only, opening it and what is done in its `with` raise StoreError.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        self._db = connect_read_only(path) if read_only else connect(path)
         self._lease: Lease | None = None
         self._is_together = False
-        try:
-            self._lease = None if read_only else Lease(self._db, path)
-            self.install_id = str(self._db.execute("SELECT value FROM meta WHERE name = 'install'").fetchone()[0])
-        except BaseException:
-            self._db.close()
-            raise
+        self._is_read_only = read_only
+        with trouble_is_told(path, read_only=read_only):
+            self._db = connect_read_only(path) if read_only else connect(path)
+            try:
+                self._lease = None if read_only else Lease(self._db, path)
+                self.install_id = str(self._db.execute("SELECT value FROM meta WHERE name = 'install'").fetchone()[0])
+            except BaseException:
+                self._db.close()
+                raise
 
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        with trouble_is_told(self.path, read_only=self._is_read_only):
+            try:
+                self.close()
+            except sqlite3.OperationalError:
+                if error is None:
+                    raise
+            if isinstance(error, sqlite3.OperationalError):
+                raise error
 
     def close(self) -> None:
         try:
@@ -81,7 +93,7 @@ class Journal:
 
     def events(self, run: Run) -> list[tuple[float, str, str]]:
         """(time, state, text) of everything that happened to a run, oldest first."""
-        rows = self._db.execute("SELECT at, state, text FROM events WHERE run = ? ORDER BY id", (run.id,))
+        rows = self._db.execute("SELECT at, state, text FROM events WHERE run = ? ORDER BY at, id", (run.id,))
         return [(row[0], row[1], row[2]) for row in rows]
 
     def queues_gone(self) -> dict[str, float | None]:
@@ -183,7 +195,15 @@ class Journal:
             yield
 
     def _event(self, run: int, at: float, state: State, text: str) -> None:
-        self._db.execute("INSERT INTO events (run, at, state, text) VALUES (?, ?, ?, ?)", (run, at, state.value, text))
+        # What is tried for days, a submission that the site's config spoils, tells the same again and again.
+        same = self._db.execute(
+            "SELECT id FROM (SELECT id, state, text FROM events WHERE run = ? ORDER BY id DESC LIMIT ?)"
+            " WHERE state = ? AND text = ?", (run, 3 * _REPEATS, state.value, text)).fetchall()
+        if len(same) >= _REPEATS:
+            self._db.execute("UPDATE events SET at = ? WHERE id = ?", (at, same[0]["id"]))
+        else:
+            self._db.execute("INSERT INTO events (run, at, state, text) VALUES (?, ?, ?, ?)",
+                             (run, at, state.value, text))
 
     def _get(self, run: int) -> Run:
         return _run(self._db.execute("SELECT * FROM runs WHERE id = ?", (run,)).fetchone())

@@ -31,7 +31,12 @@ class Queues(Protocol):
     def __init__(self, options: Mapping[str, Any], install_id: str) -> None: ...
 
     def names(self) -> list[str]:
-        """The queues that exist now, whether or not they hold messages. Not in the list means gone."""
+        """The queues that exist now, whether or not they hold messages."""
+        ...
+
+    def doubt(self, queue: str) -> str:
+        """Why the absence of a queue, of which a message was taken, doesn't tell that it was deleted; empty if it
+        does."""
         ...
 
     def receive(self, queue: str) -> Delivery | None:

@@ -8,7 +8,8 @@ Two generations share one root, `$STUDIOML_HOME/queue`:
   `is_active.queue` does; locked by `../local_queue.lock`.
 
 A message is taken by renaming it into a folder of this install's beside the queues: a rename succeeds for
-one runner only, and a crash leaves the message where the next tick of the same install finds it.
+one runner only, and a crash leaves the message where the next tick of the same install finds it. That folder
+stays, as a witness: where it is missing, so is the file system that had the queues.
 """
 
 from __future__ import annotations
@@ -71,6 +72,16 @@ class LocalQueues:
             found.add(_FLAT)
         return sorted(name for name in found if self._match.search(name)
                       and not (self._mismatch and self._mismatch.search(name)))
+
+    def doubt(self, queue: str) -> str:
+        witness = self._claims / queue
+        try:
+            witness.stat()
+        except OSError as error:
+            return (f"local queues: {witness}, which was made when a message of that queue was taken, can't be seen: "
+                    f"{error.strerror}; a mount is missing at {self._root}, or somebody removed that folder: its "
+                    "experiments go on")
+        return ""
 
     def receive(self, queue: str) -> Delivery | None:
         if claimed := self._claimed(queue):

@@ -99,6 +99,11 @@ class SubmitDeferred(HpcrunnerError):
     """It would take a smaller batch, maybe."""
 
 
+class NodesRefused(SubmitDeferred):
+    """The scheduler did not take the job because of the nodes that it shall avoid: no others are left that fit, or
+    one of them is no more."""
+
+
 class Scheduler(Protocol):
     settles: float
     """Seconds after which a job that was submitted without an answer must be visible, if it exists."""
@@ -161,4 +166,8 @@ class Scheduler(Protocol):
 
     def live(self, prefix: str) -> list[LiveJob]:
         """The jobs that exist now and whose names begin so. Raises UnavailableError."""
+        ...
+
+    def problems(self) -> list[str]:
+        """What of the scheduler has not answered for long, in words for a person."""
         ...

@@ -117,6 +117,9 @@ class DirectScheduler:
     def live(self, prefix: str) -> list[LiveJob]:
         return [LiveJob(job_id, tag, "RUNNING") for tag, job_id in _processes(None).items() if tag.startswith(prefix)]
 
+    def problems(self) -> list[str]:
+        return []
+
     def _state(self, job: Job) -> JobStatus:
         owner = _owner(job)
         if owner is None:

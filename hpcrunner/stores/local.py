@@ -52,6 +52,8 @@ class LocalStore:
             part.unlink(missing_ok=True)
             if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not source.exists():
                 return None
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise OSError(error.errno, error.strerror, str(target)) from error  # Our own disk, not the store's.
             raise _failed("can't be read", location, error) from error
         return stat
 

@@ -25,6 +25,11 @@ _LARGEST_LIST = 2**20
 _MOST_ITEMS = 10_000
 _LONGEST_KEY = 1024
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_READ_ONLY = frozenset({"BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"})
+"""Variables that bash lets nobody set (bash(1), "Shell Variables")."""
+_CARDS = frozenset({"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
+                    "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK"})
+"""Variables by which drivers choose cards: those of templates/sbatch.sh.j2."""
 _PYTHON = re.compile(r"([23])(?:\.([0-9]{1,2}))?(?:\.[0-9]{1,3})?[a-z0-9]{0,4}")
 _TAR = re.compile(r"\.(tar|tgz|tbz2?|txz)(\.[a-z0-9]+)?$", re.IGNORECASE)
 
@@ -304,6 +309,10 @@ class _Reader:
                 continue
             if not _NAME.fullmatch(name):
                 self.warnings.append(f"config.env: {_shown(name)} is no name of a variable; it is left out")
+            elif name in _READ_ONLY:
+                self.warnings.append(f"config.env.{name}: bash keeps this variable to itself; it is left out")
+            elif name in _CARDS:
+                self.warnings.append(f"config.env.{name}: which GPUs a job sees is not its own choice; it is left out")
             elif not _is_plain(str(item)):
                 self.warnings.append(f"config.env.{name}: no variable can hold NUL or broken Unicode; it is left out")
             else:

@@ -75,10 +75,15 @@ def error(code: int, out: str, err: str, timed_out: bool) -> HpcrunnerError:
     return SubmitUnclear(f"sbatch ended with code {code}: {said}")
 
 
+def is_about_nodes(text: str) -> bool:
+    """Whether the nodes that a job shall avoid (--exclude) may be why it was not taken."""
+    return bool(re.search(r"node configuration is not available|Invalid node name|Required node not available", text))
+
+
 def is_unreachable(text: str) -> bool:
     """Whether the controller itself can't be asked, so that asking for the next job is in vain."""
     return bool(re.search(r"contact slurm controller|timed out|Connection refused|Zero Bytes|did not answer|"
-                          r"standby|authentication|Munge", text, re.IGNORECASE))
+                          r"standby|authentication|Munge|fetch_config", text, re.IGNORECASE))
 
 
 def _last_words(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -75,13 +76,13 @@ class Client:
         """SIGTERM to all that a running job consists of, SIGKILL after Slurm's KillWait; a waiting one is removed."""
         # Ids that Slurm has forgotten, or that ended meanwhile, are no problem.
         for chunk in _chunks(ids, _IDS_PER_CANCEL):
-            self._run("scancel", ["--quiet", *chunk], self._options.query_timeout)
+            self._tell(["--quiet", *chunk])
 
     def signal(self, ids: Sequence[str]) -> None:
         """SIGTERM to the scripts of running jobs alone."""
         options = ["--quiet", "--batch", "--signal=TERM", "--state=RUNNING"]
         for chunk in _chunks([one for one in ids if "_" not in one], _IDS_PER_CANCEL):
-            self._run("scancel", [*options, *chunk], self._options.query_timeout)
+            self._tell([*options, *chunk])
         # For an element of an array that has others waiting, scancel delivers the signal and then tries again and
         # again for minutes (seen with 22.05), ten at a time.
         elements = list(_chunks([one for one in ids if "_" in one], 10))
@@ -90,6 +91,13 @@ class Client:
 
             with ThreadPoolExecutor(len(elements[:10])) as pool:
                 list(pool.map(lambda chunk: self._run("scancel", [*options, *chunk], _SIGNAL_TIMEOUT), elements))
+
+    def _tell(self, arguments: list[str]) -> None:
+        """Calls scancel. Whether a job was ended shows in what becomes of it, but for a call that reached nobody."""
+        done = self._run("scancel", arguments, self._options.query_timeout)
+        if done.timed_out or (done.code != 0 and answers.is_unreachable(done.err)):
+            said = done.err.strip()[-300:] or f"no answer in {self._options.query_timeout:.0f} s"
+            raise UnavailableError(f"scancel reached nobody: {said}", transient=True)
 
     def _ask(self, program: str, arguments: list[str], env: dict[str, str] | None = None) -> str:
         done = self._run(program, arguments, self._options.query_timeout, env)
@@ -113,5 +121,6 @@ def _chunks(values: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 
 def is_disabled(error: HpcrunnerError) -> bool:
-    """Whether sacct said that this cluster keeps no accounting (AccountingStorageType=accounting_storage/none)."""
-    return "accounting storage is disabled" in str(error).lower()
+    """Whether sacct said that this cluster keeps no accounting (AccountingStorageType=accounting_storage/none), or
+    there is no sacct at all."""
+    return bool(re.search("accounting storage is disabled|can't be started: No such file", str(error), re.IGNORECASE))

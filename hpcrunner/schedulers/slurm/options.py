@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpcrunner.config import kinds
 from hpcrunner.config.kinds import Scalar, option
@@ -16,17 +17,35 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 _ACCOUNT = r"[A-Za-z0-9][A-Za-z0-9_.+@-]*"
 _TYPE = r"[A-Za-z0-9][A-Za-z0-9_.+:-]*"
 _MANAGED = {
-    "account", "array", "begin", "chdir", "clusters", "constraint", "cpus-per-gpu", "cpus-per-task", "dependency",
-    "error", "exclude", "export", "export-file", "gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task", "gres",
-    "help", "hold", "input", "job-name", "mem", "mem-per-cpu", "mem-per-gpu", "no-requeue", "nodes", "ntasks",
-    "ntasks-per-node", "open-mode", "output", "parsable", "partition", "qos", "quiet", "requeue", "signal",
-    "test-only", "time", "time-min", "tmp", "usage", "version", "wait", "wrap",
+    "account": "account", "array": "max_array, array_throttle", "begin": "", "chdir": "working_dir", "clusters": "",
+    "constraint": "constraint", "cpus-per-gpu": "", "cpus-per-task": "", "dependency": "", "error": "", "exclude": "",
+    "export": "export", "export-file": "export", "gpus": "gpu_flag", "gpus-per-node": "gpu_flag",
+    "gpus-per-socket": "gpu_flag", "gpus-per-task": "gpu_flag", "gres": "gpu_flag", "help": "", "hold": "", "input": "",
+    "job-name": "", "mem": "memory_flag, default_memory", "mem-per-cpu": "memory_flag", "mem-per-gpu": "memory_flag",
+    "no-requeue": "requeue", "nodes": "", "ntasks": "", "ntasks-per-node": "", "open-mode": "", "output": "",
+    "parsable": "", "partition": "partitions", "qos": "qos", "quiet": "", "requeue": "requeue", "signal": "warn",
+    "test-only": "", "time": "max_duration, default_duration, max_walltime", "time-min": "", "tmp": "disk_flag",
+    "usage": "", "version": "", "wait": "", "wrap": "",
 }
-"""Options of sbatch(1) that hpcrunner itself decides, or that would change what it relies on."""
+"""Options of sbatch(1) that hpcrunner itself decides, or that would change what it relies on; and the options of the
+site that have a say in it."""
 
 
 def name(allowed: str) -> Scalar[str]:
     return kinds.text(_NAME, allowed)
+
+
+def size() -> Scalar[int]:
+    """With a unit: a number that somebody copied from sinfo is in MB."""
+    return kinds.size().but(r"([1-9][0-9]*)\+?", r"without a unit; sinfo's \1 is \1MiB")
+
+
+def walltime() -> Scalar[float]:
+    """With a unit, or as Slurm prints it: a number alone is in minutes there, and in seconds elsewhere here."""
+    kind = kinds.duration(60)
+    kind.allowed = "a duration such as 90m, 1h30m or 2d, or in Slurm's forms 2-12:00:00, 2-12 or 12:00:00"
+    return kind.but(r"([0-9]+)", r"without a unit; Slurm's \1 is \1m").but(
+        "infinite|unlimited", "leave it out for no limit")
 
 
 def directive() -> Scalar[str]:
@@ -37,7 +56,9 @@ def directive() -> Scalar[str]:
             raise ValueError
         # sbatch takes unambiguous beginnings of its options, as getopt_long(3) does.
         if managed := sorted(word for word in _MANAGED if word.startswith(match[1])):
-            raise ValueError(f"--{managed[0]} is set by hpcrunner itself, from the experiment and the site's options")
+            instead = _MANAGED[managed[0]]
+            raise ValueError(f"--{managed[0]} is set by hpcrunner itself"
+                             + (f"; the site's options for it: {instead}" if instead else ""))
         if not given.isprintable():
             raise ValueError("it must be one line")
         # Read as sbatch reads the line: in words, with quotes.
@@ -70,11 +91,11 @@ class Partition:
         unset="the name of the entry")
 
     max_walltime: float | None = option(
-        None, kinds.duration(60), "The longest that a job may be given there (MaxTime of `scontrol show partition`).",
+        None, walltime(), "The longest that a job may be given there (MaxTime of `scontrol show partition`).",
         unset="no limit")
     max_cpus: int | None = option(None, kinds.integer(1), "Cores of its largest node.", unset="no limit")
-    max_memory: int | None = option(None, kinds.size(), "Memory of its largest node.", unset="no limit")
-    max_disk: int | None = option(None, kinds.size(), "Local disk of its largest node.", unset="no limit")
+    max_memory: int | None = option(None, size(), "Memory of its largest node.", unset="no limit")
+    max_disk: int | None = option(None, size(), "Local disk of its largest node.", unset="no limit")
     max_gpus: int = option("0", kinds.integer(), "GPUs of its largest node; 0 for a partition without.")
     min_gpus: int = option("0", kinds.integer(), "The fewest GPUs that a job must ask for there.")
     gpu_types: tuple[str, ...] = option(
@@ -111,12 +132,12 @@ class SlurmOptions:
         "mem", kinds.choice("mem", "mem-per-cpu", "mem-per-gpu", "none"),
         "How memory is asked for: per node, per core, per GPU (per node for experiments without), or not at all.")
     default_memory: int | None = option(
-        None, kinds.size(), "Memory for experiments that don't say.", unset="what Slurm gives by default")
+        None, size(), "Memory for experiments that don't say.", unset="what Slurm gives by default")
     gpu_flag: str = option(
         "gres", kinds.choice("gres", "gpus", "gpus-per-node", "none"),
         "How GPUs are asked for: `--gres=gpu:N`, `--gpus=N`, `--gpus-per-node=N`, or not at all (a partition says it).")
     gpu_types: Mapping[str, int] = option(
-        {}, kinds.MappingOf("names of GPU types", _TYPE, kinds.size()),
+        {}, kinds.MappingOf("names of GPU types", _TYPE, size()),
         "Memory of each type of GPU, by the name that Slurm has for it. An experiment that asks for `gpuMem` gets "
         "the smallest type that has it.")
     gpu_type_flag: str = option(
@@ -136,8 +157,11 @@ class SlurmOptions:
         "60s", kinds.duration(), "How long before a preemption a job is warned, by SIGTERM to its program: as long as "
         "the site's preemption leaves, GraceTime of the partition. 0: no warning.")
     export: str = option(
-        "ALL", export_mode(), "What of the environment sbatch hands on (`--export`); it is a clean one in any case. "
-        "NONE and NIL leave the job nothing of it, PATH neither.")
+        "ALL", export_mode(), "What of the environment sbatch hands on (`--export`). It is a clean one in any case: "
+        "HOME, USER, LOGNAME, PATH, LANG, LC_ALL, TZ and TMPDIR, as hpcrunner has them; for other variables there is "
+        "`env`. ALL: these. NONE: none of them; Slurm loads the user's login environment on the node. Names: the login "
+        "environment, and of these variables the named ones. NIL: nothing at all, PATH neither; Slurm 22.05 doesn't "
+        "know the word and takes it as NONE.")
     modules: tuple[str, ...] = option(
         (), kinds.ListOf(kinds.text(r"[A-Za-z0-9][A-Za-z0-9_.+/-]*", "the name of a module")),
         "Environment modules that the job script loads first, such as `apptainer/1.3`.")
@@ -178,4 +202,14 @@ class SlurmOptions:
         "built, each by a job of its own.",
         unset="images are built on this host")
     build_cpus: int = option("4", kinds.integer(1), "Cores of such a job.")
-    build_memory: int = option("8GiB", kinds.size(), "Memory of such a job.")
+    build_memory: int = option("8GiB", size(), "Memory of such a job.")
+
+    def mistakes(self, site: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+        from hpcrunner.schedulers.slurm import checks
+
+        return checks.mistakes(self, site)
+
+    def missing(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        from hpcrunner.schedulers.slurm import checks
+
+        return checks.missing(self)

@@ -14,6 +14,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from hpcrunner.units import format_duration
+
 log = logging.getLogger("hpcrunner")
 
 _SLOWER = 1.5
@@ -52,6 +54,14 @@ class Health:
             log.error("%s did not answer %d times in a row; it is left alone for %.0f minutes", self.what, _FAILURES,
                       _OPEN / 60)
         self.blocked_until = now + wait
+
+    def outage(self, now: float) -> str:
+        """How long it has not answered, if that is more than a moment; empty if nobody asked it lately."""
+        is_current = now < self.blocked_until + _OPEN
+        if not self.failures or not is_current or now - self.since < _OPEN:
+            return ""
+        return (f"{self.what} has not answered for {format_duration(now - self.since)}, {self.failures} times: "
+                f"{self.problem}")
 
     def worked(self, now: float) -> None:
         if self.failures:

@@ -39,7 +39,7 @@ def place(options: SlurmOptions, request: Request, walltime: float, kill_grace: 
         long_enough = [item for item in fitting if item[1].max_walltime == longest]
     without = [item for item in long_enough if not item[1].max_gpus]
     name, partition, kind = (without if not request.gpus and without else long_enough)[0]
-    longest_run = None if partition.max_walltime is None else _longest(partition.max_walltime, kill_grace)
+    longest_run = None if partition.max_walltime is None else program_time(partition.max_walltime, kill_grace)
     note = kind.note
     if walltime and longest_run is not None and walltime > longest_run:
         note = f"asks to run for {format_duration(walltime)}; partition {name} lets it run for " \
@@ -63,13 +63,13 @@ def misfit(partition: Partition, request: Request) -> str:
     return ""
 
 
-def _longest(max_walltime: float, kill_grace: float) -> float:
+def program_time(max_walltime: float, kill_grace: float) -> float:
     """Seconds for the program itself. Slurm counts in minutes."""
     return max_walltime // 60 * 60 - kill_grace - SPARE
 
 
 def _too_short(partition: Partition, kill_grace: float) -> str:
-    if partition.max_walltime is None or _longest(partition.max_walltime, kill_grace) > 0:
+    if partition.max_walltime is None or program_time(partition.max_walltime, kill_grace) > 0:
         return ""
     return f"time beside the kill_grace of {format_duration(kill_grace)}, it has " \
            f"{format_duration(partition.max_walltime)} (max_walltime)"
@@ -80,7 +80,6 @@ def gpu_type(options: SlurmOptions, request: Request, has: tuple[str, ...]) -> P
     if not request.gpus:
         return Place()
     types = {name: size for name, size in options.gpu_types.items() if not has or name in has}
-    # A partition may have types whose memory nobody told.
     if not types:
         note = f"asks for GPUs with {format_size(request.gpu_memory)}; the site does not say what its GPUs have " \
                "(gpu_types)" if request.gpu_memory else ""

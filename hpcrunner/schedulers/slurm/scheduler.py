@@ -10,9 +10,19 @@ from typing import Any
 
 from hpcrunner.errors import HpcrunnerError
 from hpcrunner.files import write_whole
+from hpcrunner.layout import StateDir
 from hpcrunner.model import Capacity, JobStatus, Phase, Place, Request
 from hpcrunner.render import environment
-from hpcrunner.schedulers.base import Batch, BuildJob, Job, LiveJob, Submission, SubmitDeferred, SubmitRefused
+from hpcrunner.schedulers.base import (
+    Batch,
+    BuildJob,
+    Job,
+    LiveJob,
+    NodesRefused,
+    Submission,
+    SubmitDeferred,
+    SubmitRefused,
+)
 from hpcrunner.schedulers.slurm import answers, arrays, partitions
 from hpcrunner.schedulers.slurm.client import Client
 from hpcrunner.schedulers.slurm.directives import build_directives, directives, minutes
@@ -33,7 +43,7 @@ class SlurmScheduler:
         self._memory = Memory.load(self._memory_file)
         if self._options.accounting != "auto":
             self._memory.has_accounting = self._options.accounting == "yes"
-        self._watch = Watch(self._options, self._client, self._memory)
+        self._watch = Watch(self._options, self._client, self._memory, StateDir(site.state_dir).arrays)
         self.exit_grace = self._options.exit_grace
         self._lock = Lock()
         self._full: dict[str, SubmitDeferred] = {}
@@ -77,12 +87,24 @@ class SlurmScheduler:
         from concurrent.futures import ThreadPoolExecutor, as_completed
 
         self._memory.hurry(self._options.poll_min)
-        scripts = {batch: arrays.write(self._site, self._options, batch) if batch.is_array else batch.jobs[0].script
-                   for batch in batches}
+        scripts: dict[Batch, Path] = {}
+        for batch in batches:
+            try:
+                scripts[batch] = (arrays.write(self._site, self._options, batch) if batch.is_array
+                                  else batch.jobs[0].script)
+            except HpcrunnerError as error:
+                yield batch, error
+            except OSError as error:
+                yield batch, SubmitDeferred(f"{error.filename}: {error.strerror}")
         with ThreadPoolExecutor(self._options.submit_parallel) as pool:
             pending = {pool.submit(self._submit, batch, script): batch for batch, script in scripts.items()}
-            for done in as_completed(pending):
-                yield pending[done], done.result()
+            try:
+                for done in as_completed(pending):
+                    yield pending[done], done.result()
+            except BaseException:
+                # Interrupted, or the lease is lost: what sbatch was not yet called for must not go out any more.
+                pool.shutdown(cancel_futures=True)
+                raise
         self._memory.save(self._memory_file)
 
     def build(self, job: BuildJob) -> str:
@@ -108,8 +130,8 @@ class SlurmScheduler:
         """A running job's script is told by a signal, so that it has the site's grace and not Slurm's KillWait. One
         that waits is removed, and so is one that had its time."""
         known = [job for job in jobs if job.job_id and not self._watch.is_anothers(job)]
-        running = [job.job_id for job in known if job.is_running and not now]
-        others = [job.job_id for job in known if not job.is_running or now]
+        running = [_id_of(job) for job in known if job.is_running and not now]
+        others = [_id_of(job) for job in known if not job.is_running or now]
         if others:
             self._client.cancel(others)
         if running:
@@ -119,6 +141,9 @@ class SlurmScheduler:
         """This user's jobs whose names begin with `prefix`. Raises UnavailableError."""
         return [LiveJob(row.job_id, row.name, row.word) for row in self._client.queue()
                 if row.name.startswith(prefix) and row.phase is not Phase.ENDED]
+
+    def problems(self) -> list[str]:
+        return [said for health in (self._memory.controller, self._memory.database) if (said := health.outage(now()))]
 
     def _submit(self, batch: Batch, script: Path) -> Sequence[str] | HpcrunnerError:
         memory = self._memory
@@ -132,7 +157,7 @@ class SlurmScheduler:
             with self._lock:
                 return self._not_submitted(batch, error)
         if memory.largest_array:
-            grown = max(memory.largest_array, 2 * len(batch.jobs))
+            grown = max(memory.largest_array + 1, 2 * len(batch.jobs))
             memory.largest_array = grown if grown < self._options.max_array else 0
         return [f"{job_id}_{index}" for index in range(len(batch.jobs))] if batch.is_array else [job_id]
 
@@ -141,6 +166,8 @@ class SlurmScheduler:
         if answers.is_unreachable(str(error)):
             if not memory.controller.is_blocked(now()):
                 memory.controller.failed(now(), str(error))
+        elif batch.jobs[0].avoid and answers.is_about_nodes(str(error)):
+            return NodesRefused(str(error))
         elif batch.is_array and (isinstance(error, SubmitRefused) or (isinstance(error, SubmitDeferred)
                                                                       and error.is_limit)):
             # There may be room for some of them; or the array is too long, which is no fault of its jobs.
@@ -152,3 +179,8 @@ class SlurmScheduler:
             self._full[batch.jobs[0].place.partition] = error
             memory.largest_array = 1 if error.is_limit else memory.largest_array
         return error
+
+
+def _id_of(job: Job) -> str:
+    """Never an array's own id for one of its elements: it would mean all of them."""
+    return job.job_id if job.task is None or "_" in job.job_id else f"{job.job_id}_{job.task}"

@@ -15,11 +15,16 @@ from hpcrunner.units import parse_size
 SEPARATOR = "\x1f"
 """No field that Slurm prints before the job's name holds it."""
 
-QUEUE_FORMAT = SEPARATOR.join(("%i", "%T", "%r", "%N", "%j"))
-"""For squeue: id, state, reason, nodes, name. The name is last: it may hold anything in others' jobs."""
+QUEUE_FORMAT = SEPARATOR.join(("%i", "%T", "%r", "%N", "%Z", "%j"))
+"""For squeue: id, state, reason, nodes, working directory, name. The name is last: it may hold anything in others'
+jobs."""
 ACCOUNT_FIELDS = ("JobID", "State", "ExitCode", "NodeList", "Submit", "Start", "End", "MaxRSS", "ReqMem", "JobName")
 """For sacct: all of them are known to every version from 20.11 on."""
 
+_OURS = re.compile("hr[a-z2-7]{13}")
+"""Names of hpcrunner's jobs, of whatever install."""
+_FEW = 1000
+"""Elements that are looked at one by one whatever the array's name is: somebody may have renamed one of ours."""
 _PENDING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD",
                       "EXPEDITING"})
 _RUNNING = frozenset({"RUNNING", "SUSPENDED", "COMPLETING", "STAGE_OUT", "SIGNALING", "CONFIGURING", "RESIZING",
@@ -40,6 +45,8 @@ class QueueRow:
     """The state as Slurm wrote it."""
     reason: str
     node: str
+    folder: str = ""
+    """Its working directory."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +86,15 @@ def is_known(word: str) -> bool:
 def parse_queue(text: str) -> Iterator[QueueRow]:
     """The rows of `squeue --noheader --states=all --format=QUEUE_FORMAT`. Lines that are none are left out."""
     for line in text.splitlines():
-        fields = line.split(SEPARATOR, 4)
-        if len(fields) != 5:
+        fields = line.split(SEPARATOR, 5)
+        if len(fields) != 6:
             continue
-        job_id, word, reason, node, name = (field.strip() for field in fields)
+        job_id, word, reason, node, folder, name = (field.strip() for field in fields)
         phase, ending = phase_of(word)
-        for one in expand(job_id):
-            yield QueueRow(one, name, phase, ending, word, "" if reason == "None" else reason, _node(node))
+        # Others' arrays may have a million elements, all in one row. Ours may have been renamed.
+        is_ours = _OURS.fullmatch(name) or folder.endswith("/arrays")
+        for one in expand(job_id, None if is_ours else _FEW):
+            yield QueueRow(one, name, phase, ending, word, "" if reason == "None" else reason, _node(node), folder)
 
 
 def parse_accounting(text: str) -> list[AccountRow]:
@@ -109,18 +118,17 @@ def parse_accounting(text: str) -> list[AccountRow]:
     return rows
 
 
-def expand(job_id: str) -> list[str]:
-    """The elements that a row stands for: `45_[1,3-4%2]` is 45_1, 45_3 and 45_4. Other ids stand for themselves."""
+def expand(job_id: str, most: int | None = None) -> list[str]:
+    """The elements that a row stands for: `45_[1,3-4%2]` is 45_1, 45_3 and 45_4. Other ids stand for themselves, and so
+    does one with more than `most` elements."""
     match = re.fullmatch(r"(\d+)_\[([0-9,:-]+)(?:%\d+)?\]", job_id) if "[" in job_id else None
     if not match:
         return [job_id]
-    found = []
-    for part in match[2].split(","):
-        span = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
-        if span:
-            first = int(span[1])
-            found += [f"{match[1]}_{index}" for index in range(first, int(span[2] or first) + 1, int(span[3] or 1))]
-    return found
+    spans = [range(int(span[1]), int(span[2] or span[1]) + 1, int(span[3] or 1)) for part in match[2].split(",")
+             if (span := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part))]
+    if most is not None and sum(map(len, spans)) > most:
+        return [job_id]
+    return [f"{match[1]}_{index}" for span in spans for index in span]
 
 
 def split_id(job_id: str) -> tuple[str, int | None]:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from pathlib import Path
 
 from hpcrunner.errors import UnavailableError
 from hpcrunner.model import UNKNOWN, Ending, JobStatus, Phase
@@ -22,6 +23,13 @@ from hpcrunner.schedulers.slurm.states import MAY_COME_BACK, AccountRow, QueueRo
 _ACCOUNTING_LAG = 10.0
 """Seconds after which a run that Slurm requeues has its new row, in squeue or in sacct."""
 _POLLS = 3
+_RUNAWAY = 6 * 3600.0
+"""Seconds after which a job that squeue does not have, and that sacct still has as live, is one whose end never reached
+the accounting (sacctmgr show runaway)."""
+_AHEAD = 600.0
+"""Seconds that a time in the journal or in memory may be ahead; beyond that the clock was wrong when it was noted."""
+_PREFIX = 6
+"""Characters with which the names of all jobs of one install begin (hpcrunner.engine.submit.prefix_of)."""
 _NAMELESS = "allocation"
 """The name that sacct shows while the record of a job's start is still on its way."""
 
@@ -39,8 +47,8 @@ class Snapshot:
 
 
 class Watch:
-    def __init__(self, options: SlurmOptions, client: Client, memory: Memory) -> None:
-        self._options, self._client, self._memory = options, client, memory
+    def __init__(self, options: SlurmOptions, client: Client, memory: Memory, arrays: Path) -> None:
+        self._options, self._client, self._memory, self._arrays = options, client, memory, arrays
         self._snapshot: Snapshot | None = None
         self._may_look = True
         self._judged: dict[str, JobStatus] = {}
@@ -62,7 +70,14 @@ class Watch:
     def is_anothers(self, job: Job) -> bool:
         """Whether the job's id is another job's by now, as far as Slurm was looked at in this tick."""
         row = self._snapshot.rows.get(job.job_id) if self._snapshot else None
-        return row is not None and row.name != job.name
+        return row is not None and not self._is_of(row, job)
+
+    def _is_of(self, row: QueueRow, job: Job) -> bool:
+        """Whether a row with the job's id is the job's: ids are used again, and names may be changed (by a plugin of
+        the site, by `scontrol update`). No other job has its working directory; all arrays have the same one."""
+        folder = job.run_dir if job.task is None else self._arrays
+        is_renamed = row.folder == str(folder) and row.name[:_PREFIX] != job.name[:_PREFIX]
+        return row.name == job.name or is_renamed
 
     def _look(self, jobs: list[Job]) -> None:
         memory, at = self._memory, now()
@@ -95,15 +110,15 @@ class Watch:
         names: set[str] = set()
         since = seen.at
         for job in jobs:
-            row = _row_of(job, seen)
-            if row is None and job.since < seen.at:
+            row = self._row_of(job, seen)
+            if row is None and _since(job, seen) < seen.at:
                 # The array's own id brings all its elements, and the one row of an array that was cancelled whole.
                 (ids if job.job_id else names).add(split_id(job.job_id)[0] or job.name)
             elif row is not None and row.ending in (Ending.FAILED, Ending.CANCELLED, Ending.OUT_OF_MEMORY):
                 ids.add(split_id(row.job_id)[0])
             else:
                 continue
-            since = min(since, job.since)
+            since = min(since, _since(job, seen))
         if not ids and not names:
             return
         if memory.database.is_blocked(now()):
@@ -127,19 +142,22 @@ class Watch:
         return self._judged[job.tag]
 
     def _judge(self, job: Job, seen: Snapshot) -> JobStatus:
-        row = _row_of(job, seen)
+        row = self._row_of(job, seen)
         if row is not None and (row.phase is not Phase.ENDED or row.job_id == job.job_id):
             self._memory.absent.pop(job.tag, None)
         if row is not None and row.phase is not Phase.ENDED:
             self._memory.ended.pop(job.tag, None)
             return _status_of(job, row)
-        if job.since >= seen.at:
+        if _since(job, seen) >= seen.at:
             return UNKNOWN
         # Maybe another job of the same generation runs instead: its submission had no answer.
-        if other := _owner(job):
-            return other
+        claim = _claim(job)
+        if claim is not None and claim.job_id != job.job_id:
+            return claim
         job_id = job.job_id or (row.job_id if row else "")
-        accounts = [account for account in seen.accounts.get(job_id, ()) if account.name in (job.name, _NAMELESS)]
+        of_id = seen.accounts.get(job_id, [])
+        accounts = [account for account in of_id if account.name in (job.name, _NAMELESS)]
+        accounts = accounts or (of_id if claim else [])  # It was renamed, and it has its run directory.
         if row is not None and row.job_id != job_id and any(not account.is_shared for account in accounts):
             row = None  # The array's bare id is not for an element that has a record of its own.
         # A job that has just begun is called `allocation` for some seconds; what has the array's bare id is then its
@@ -156,6 +174,19 @@ class Watch:
             return self._never_seen(job, seen)
         return self._absent(job, newest(accounts), seen)
 
+    def _row_of(self, job: Job, seen: Snapshot) -> QueueRow | None:
+        """By id, if it is the job's row. By name for one whose id nobody knows."""
+        if job.job_id:
+            base, task = split_id(job.job_id)
+            # Elements that were cancelled while they waited, all that was left of an array, have the array's bare id.
+            row = seen.rows.get(job.job_id) or (seen.rows.get(base) if task is not None else None)
+            return row if row is not None and self._is_of(row, job) else None
+        # Not the parts of a heterogeneous job, `45+0`: none of ours is one.
+        rows = [row for row in seen.by_name.get(job.name, ())
+                if split_id(row.job_id)[1] == job.task and split_id(row.job_id)[0].isdigit()]
+        order = (Phase.RUNNING, Phase.PENDING, Phase.ENDED)
+        return min(rows, key=lambda row: (order.index(row.phase), int(split_id(row.job_id)[0])), default=None)
+
     def _never_seen(self, job: Job, seen: Snapshot) -> JobStatus:
         """A job whose submission had no answer. Once is not enough: a controller that hung answers squeue, maybe,
         before it looks at the submission that has waited with it."""
@@ -169,19 +200,27 @@ class Watch:
         if not seen.has_accounts:
             return UNKNOWN
         held = self._memory.absent.setdefault(job.tag, [seen.at, 0])
+        if held[0] > seen.at + _AHEAD:
+            held[:] = [seen.at, 0]
         held[1] += 1
         first, polls = held
         waited = seen.at - first
         is_patient = polls >= 2 and waited >= min(_ACCOUNTING_LAG, self._options.lost_after)
-        if account is not None and account.phase is Phase.ENDED:
+        # Whoever cancels a job is named. Slurm's accounting itself writes off what a new slurmctld doesn't know.
+        is_forgotten = account is not None and account.ending is Ending.CANCELLED and not (account.by
+                                                                                         or job.is_cancelled)
+        if account is not None and account.phase is Phase.ENDED and not is_forgotten:
             if account.ending in MAY_COME_BACK and not is_patient:
                 return UNKNOWN
             return self._accounted(job, account)
         if is_patient and _has_vanished(job, account, seen):
             return JobStatus(Phase.ENDED, job.job_id, job.name, job.task, "CANCELLED while it waited",
                              Ending.CANCELLED, seen_at=first)
+        is_live = account is not None and account.phase is not Phase.ENDED and not account.is_shared
+        if is_live and waited < _RUNAWAY:
+            return UNKNOWN  # The two contradict each other, and only one of them says that it is over.
         if is_patient and (job.is_cancelled or (polls >= _POLLS and waited >= self._options.lost_after)):
-            return JobStatus(Phase.GONE)
+            return JobStatus(Phase.GONE, reason="slurmctld lost its state, and the job with it" if is_forgotten else "")
         return UNKNOWN
 
     def _accounted(self, job: Job, account: AccountRow) -> JobStatus:
@@ -208,18 +247,8 @@ class Watch:
                        node=account.node or status.node, peak_memory=account.peak_memory, seen_at=at)
 
 
-def _row_of(job: Job, seen: Snapshot) -> QueueRow | None:
-    """By id, if the name agrees: ids are used again. By name for one whose id nobody knows."""
-    if job.job_id:
-        base, task = split_id(job.job_id)
-        # Elements that were cancelled while they waited, all that was left of an array, have the array's bare id.
-        row = seen.rows.get(job.job_id) or (seen.rows.get(base) if task is not None else None)
-        return row if row is not None and row.name == job.name else None
-    # Not the parts of a heterogeneous job, `45+0`: none of ours is one.
-    rows = [row for row in seen.by_name.get(job.name, ())
-            if split_id(row.job_id)[1] == job.task and split_id(row.job_id)[0].isdigit()]
-    order = (Phase.RUNNING, Phase.PENDING, Phase.ENDED)
-    return min(rows, key=lambda row: (order.index(row.phase), int(split_id(row.job_id)[0])), default=None)
+def _since(job: Job, seen: Snapshot) -> float:
+    return job.since if job.since < seen.at + _AHEAD else 0.0
 
 
 def _status_of(job: Job, row: QueueRow) -> JobStatus:
@@ -227,13 +256,11 @@ def _status_of(job: Job, row: QueueRow) -> JobStatus:
     return JobStatus(row.phase, job.job_id or row.job_id, job.name, job.task, reason, row.ending, node=row.node)
 
 
-def _owner(job: Job) -> JobStatus | None:
-    """The job that claimed the run directory, if it is another one (see templates/sbatch.sh.j2)."""
+def _claim(job: Job) -> JobStatus | None:
+    """The job that claimed the run directory, if one did (see templates/sbatch.sh.j2)."""
     try:
         _, host, job_id, name = (job.run_dir / "status" / "owner").read_text().split()
     except (OSError, ValueError):
-        return None
-    if job_id == job.job_id:
         return None
     return JobStatus(Phase.RUNNING, job_id, name, split_id(job_id)[1], node=host)
 

@@ -25,6 +25,7 @@
 #   started   Unix time
 #   program   made by the program's own environment: the container did start
 #   exit      code, cause, start, end, host
+#   suspended seconds for which it was suspended
 umask 077
 cd /srv/hpcrunner/runs/exp_container_1-0.1 || exit 73
 tag=hr0000000000000
@@ -37,15 +38,24 @@ tell() { : >/srv/hpcrunner/spool/."$tag" && mv -f /srv/hpcrunner/spool/."$tag" /
 cause=exit
 child=
 started=
+ended=
 finish() {  # finish CODE
     [[ ! ${timer-} ]] || kill -KILL -- "-$timer" 2>/dev/null
     [[ ! $child ]] || kill -KILL -- "-$child" 2>/dev/null
-    place exit "$1 $cause ${started:=$(now)} $(now) $host"
+    record "$1"
     tell
     exit "$1"
 }
+record() {  # record CODE: how it ended, also on a disk that is full by now
+    local text="$1 $cause ${started:=$(now)} ${ended:=$(now)} $host"
+    if [[ -e status/.reserved ]]; then
+        printf '%-255s\n' "$text" 1<>status/.reserved && mv -f status/.reserved status/exit
+    else
+        place exit "$text"
+    fi
+}
 stop() {  # stop CAUSE: SIGTERM to the program and all its children, the grace, SIGKILL
-    [[ $cause == exit ]] || return
+    [[ ! $ended && ($cause == exit || $cause == setup) ]] || return
     cause=$1
     # If Slurm starts this job again it shall know that its node was not lost.
     [[ $1 != cancelled && $1 != preempted ]] || place interrupted "$(now)"
@@ -56,27 +66,57 @@ stop() {  # stop CAUSE: SIGTERM to the program and all its children, the grace, 
 end_child() {
     kill -TERM -- "-$child" 2>/dev/null
     # A scheduler's own SIGTERM may reach every process of a job, this one too.
-    { trap '' TERM INT HUP; sleep "$grace"; kill -KILL -- "-$child"; } 2>/dev/null &
+    { trap '' TERM INT HUP; run_for "$grace"; kill -KILL -- "-$child"; } 2>/dev/null &
+}
+limit_reached() {
+    stop "$limit_name"
+}
+
+# Waits until this job has run for so many seconds, in steps: while it is suspended it does not run. Of a step that took far
+# too long it ran a part only, on the average half. The host's uptime (hundredths of seconds) costs no process and never jumps.
+run_for() {
+    local left=$((100 * $1)) suspended=0 step took before at
+    read -r before _ </proc/uptime
+    before=$((10#${before/./}))
+    while ((left > 0)); do
+        step=$((left < 500 ? left : 500))
+        sleep "$((step / 100)).$((step / 10 % 10))$((step % 10))" || return
+        read -r at _ </proc/uptime
+        at=$((10#${at/./}))
+        took=$((at - before)) before=$at
+        if ((took > step + 500)); then
+            suspended=$((suspended + took - step / 2)) took=$((step / 2))
+            place suspended $((suspended / 100))
+        fi
+        left=$((left - took))
+    done
 }
 
 # Claim the run directory. A hard link is made or not made, on every file system that has them, and so is a folder.
 # Of two jobs that were started for one attempt (an answer of the scheduler was lost) only one runs.
-claim() {
+claim() {  # claim FILE: who this is, whole; on a full disk it is empty
+    [[ -s $1 ]] || return
     ln "$1" status/owner 2>/dev/null && return
-    [[ ! -e status/owner ]] && mkdir status/claim 2>/dev/null && cp "$1" status/owner
+    [[ ! -e status/owner ]] && mkdir status/claim 2>/dev/null && mv -f "$1" status/owner
 }
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
 host=${SLURMD_NODENAME:-$(uname -n)}
 note() { printf '[hpcrunner] %s\n' "$*" >>/srv/hpcrunner/runs/exp_container_1-0.1/studioml/experiments/exp_container_1/output/output; }
+# A new file: what a crash left there may be a link to the owner's.
+rm -f "status/.owner.$job"
 printf '%s\n' "$tag $host $job $SLURM_JOB_NAME" >"status/.owner.$job"
 if ! claim "status/.owner.$job"; then
-    read -r _ _ owner _ <status/owner
-    if [[ $owner != "$job" ]]; then
+    owner=
+    [[ ! -e status/owner ]] || read -r _ _ owner _ <status/owner
+    if [[ ! $owner ]]; then
+        echo "[hpcrunner] $PWD/status/owner could not be written" >&2
+        exit 73
+    elif [[ $owner != "$job" ]]; then
         mv -f "status/.owner.$job" "status/duplicate.$job"
         exit 0
     fi
     # The same job again: Slurm requeued it. It goes on with the files that are there.
-    cp -f "status/.owner.$job" status/.owner && mv -f status/.owner status/owner
+    [[ ! -s status/.owner.$job ]] || mv -f "status/.owner.$job" status/owner
     code='' cause=''
     [[ ! -e status/exit ]] || read -r code cause _ <status/exit
     case $cause in
@@ -94,6 +134,7 @@ if ! claim "status/.owner.$job"; then
         fi
     fi
     cause=exit
+    ended=
     rm -f status/exit status/interrupted
     note "continues on $host: Slurm had taken its node (start $((${SLURM_RESTART_COUNT:-0} + 1)))"
 elif compgen -G 'status/owner.*' >/dev/null; then
@@ -101,22 +142,27 @@ elif compgen -G 'status/owner.*' >/dev/null; then
 fi
 rm -f "status/.owner.$job"
 started=$(now)
+printf '%255s\n' '' >status/.reserved
 place started "$started"
 
-# Every background job gets a process group of its own, which can be stopped as a whole.
-set -m
 trap 'stop cancelled' TERM INT HUP
 limit=86310
 limit_name=partition
-trap 'stop "$limit_name"' USR1
-if [[ $(tail -n 1 /srv/hpcrunner/runs/exp_container_1-0.1/env.sh) != '# That is all.' ]]; then
+trap limit_reached USR1
+rm -f status/suspended
+if [[ $(tail -n 1 /srv/hpcrunner/runs/exp_container_1-0.1/env.sh) != 'true  # That is all.' ]]; then
     # This host does not see the file, or not all of it: another one may.
     cause=setup
     finish 73
 fi
 # Slurm takes the node soon: it preempts, or its own time limit is near; ours comes before that.
 begun=$SECONDS
-trap '((SECONDS - begun > 86400 - 60 - 120)) || stop preempted' USR2
+warned() {
+    local suspended=0
+    [[ ! -e status/suspended ]] || read -r suspended <status/suspended
+    ((SECONDS - begun - suspended > 86400 - 60 - 120)) || stop preempted
+}
+trap warned USR2
 # A batch script is no login shell, in which many sites define `module`.
 for file in /etc/profile.d/{lmod,z00_lmod,modules}.sh /usr/share/{lmod/lmod,modules}/init/bash; do
     ! type module >/dev/null 2>&1 || break
@@ -130,6 +176,9 @@ if ! module load apptainer/1.4; then
     exit 73
 fi
 
+# Program and timer get process groups of their own, which can be stopped as a whole. Not for longer: under `set -m` bash
+# leaves its loops when it is suspended.
+set -m
 (
     trap - TERM INT HUP USR1 USR2
     exec </dev/null >>/srv/hpcrunner/runs/exp_container_1-0.1/studioml/experiments/exp_container_1/output/output 2>&1
@@ -151,11 +200,12 @@ exit 127' sh /srv/hpcrunner/runs/exp_container_1-0.1/status/program train.py x
 child=$!
 # Told to stop in the moment before there was a child to stop.
 [[ $cause == exit ]] || end_child
-# Not if the sleep itself is killed, as all processes of a job are by a scheduler that ends it.
-{ sleep "$limit" && kill -USR1 $$; } &
+# Not if its sleep is killed, as all processes of a job are by a scheduler that ends it.
+{ run_for "$limit" && kill -USR1 $$; } &
 timer=$!
+set +m
 
-# `wait` returns early when a signal comes in, or when the program is suspended.
+# `wait` returns early when a signal comes in.
 while :; do
     wait "$child"
     code=$?
@@ -166,9 +216,12 @@ done
 [[ $code == 0 || $cause != exit ]] || sleep 0.2
 if [[ $cause == preempted ]]; then
     # A job that ends now would not be requeued: it waits for Slurm to take its node.
-    place exit "$code $cause $started $(now) $host"
+    record "$code"
     tell
     trap 'exit "$code"' TERM
     for ((left = 60 + 120; left > 0; left--)); do sleep 1; done
 fi
+# What comes now, a limit or a signal, is no longer about the program.
+ended=$(now)
+record "$code"
 finish "$code"

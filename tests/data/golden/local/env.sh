@@ -8,4 +8,4 @@ export APPTAINERENV_PYTHONUNBUFFERED=TRUE
 export APPTAINERENV_STUDIOML_EXPERIMENT=exp_local_1
 export APPTAINERENV_STUDIOML_HOME=/srv/hpcrunner/runs/exp_local_1-0.1/studioml
 export APPTAINERENV_UNSET_VAR='$NOT_SET_ANYWHERE'
-# That is all.
+true  # That is all.

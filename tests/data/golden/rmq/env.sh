@@ -7,4 +7,4 @@ export APPTAINERENV_NVIDIA_VISIBLE_DEVICES=void
 export APPTAINERENV_PYTHONUNBUFFERED=TRUE
 export APPTAINERENV_STUDIOML_EXPERIMENT=exp_rmq_1
 export APPTAINERENV_STUDIOML_HOME=/srv/hpcrunner/runs/exp_rmq_1-0.1/studioml
-# That is all.
+true  # That is all.

@@ -7,4 +7,4 @@ export APPTAINERENV_NVIDIA_VISIBLE_DEVICES=0
 export APPTAINERENV_PYTHONUNBUFFERED=TRUE
 export APPTAINERENV_STUDIOML_EXPERIMENT=exp_sqs_1
 export APPTAINERENV_STUDIOML_HOME=/srv/hpcrunner/runs/exp_sqs_1-0.1/studioml
-# That is all.
+true  # That is all.
