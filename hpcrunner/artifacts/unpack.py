@@ -26,6 +26,14 @@ class Limits:
     bytes: int
     entries: int = 1_000_000
 
+    def check(self, size: int, entries: int) -> None:
+        """Raises ArchiveError if that much is too much."""
+        if entries > self.entries:
+            raise ArchiveError(f"holds more than {self.entries} files")
+        if size < 0 or size > self.bytes:
+            raise ArchiveError(f"unpacks to more than the {format_size(self.bytes)} that are allowed "
+                               "(hdd of the experiment, or artifact_limit of the site)")
+
 
 @dataclass(frozen=True)
 class Unpacked:
@@ -33,15 +41,18 @@ class Unpacked:
     bytes: int
     skipped: tuple[str, ...]
     """What was left out and why, in words."""
+    entries: int = 0
+    """Files, folders and links."""
 
 
-def unpack(archive: Path, target: Path, style: TarStyle | None, limits: Limits) -> Unpacked:
+def unpack(archive: Path, target: Path, style: TarStyle | None, limits: Limits, name: str | None = None) -> Unpacked:
     """Unpacks to `target`, which must not exist: a folder, or the file itself if a single file was packed.
+    Errors call the archive `name`.
 
     Raises ArchiveError naming what is wrong; then nothing of it is left.
     """
     part = target.with_name(f".{target.name[:200]}.part")
-    _remove(part)
+    remove(part)
     part.mkdir(mode=0o700)
     try:
         writer = _Writer(part, limits)
@@ -59,12 +70,12 @@ def unpack(archive: Path, target: Path, style: TarStyle | None, limits: Limits) 
             writer.finish_folders()
             part.replace(target)
     except ArchiveError as error:
-        _remove(part)
-        raise ArchiveError(f"{archive.name.strip('.').removesuffix('.fetched')}: {error}") from error.__cause__
+        remove(part)
+        raise ArchiveError(f"{name or archive.name}: {error}") from error.__cause__
     except BaseException:
-        _remove(part)
+        remove(part)
         raise
-    return Unpacked(writer.files, writer.bytes, tuple(writer.skipped))
+    return Unpacked(writer.files, writer.bytes, tuple(writer.skipped), writer.entries)
 
 
 def _single(names: list[str], style: TarStyle) -> str | None:
@@ -85,13 +96,12 @@ class _Writer:
         self._links: dict[str, str] = {}
         self._written: set[str] = set()
         self.names: list[str] = []
-        self.files = self.bytes = self._entries = 0
+        self.files = self.bytes = self.entries = 0
         self.skipped: list[str] = []
 
     def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        self._entries += 1
-        if self._entries > self._limits.entries:
-            raise ArchiveError(f"holds more than {self._limits.entries} files")
+        self.entries += 1
+        self._limits.check(self.bytes, self.entries)
         if len(self.names) < 2:
             self.names.append(member.name)
         name = self._checked(member.name)
@@ -178,9 +188,7 @@ class _Writer:
 
     def _room_for(self, size: int) -> None:
         self.bytes += size
-        if size < 0 or self.bytes > self._limits.bytes:
-            raise ArchiveError(f"unpacks to more than the {format_size(self._limits.bytes)} that are allowed "
-                               "(hdd of the experiment, or artifact_limit of the site)")
+        self._limits.check(self.bytes if size >= 0 else size, self.entries)
 
     def _link(self, name: str, target: str) -> None:
         if not name or not target or "\0" in target:
@@ -225,7 +233,8 @@ def _unwritable(name: str, error: OSError) -> Exception:
     return error
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A file or a folder, or nothing."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
