@@ -12,6 +12,7 @@ import shutil
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpcrunner.artifacts.stream import open_tar
 from hpcrunner.artifacts.style import TarStyle
@@ -19,6 +20,7 @@ from hpcrunner.errors import ArchiveError
 from hpcrunner.units import format_size
 
 _DEEPEST = 100
+_BLOCK = 2**20
 
 
 @dataclass(frozen=True)
@@ -169,19 +171,24 @@ class _Writer:
         self._room_for(member.size)
         self._parents(name)
         self._free(name)
-        source = tar.extractfile(member)
-        assert source is not None
-        path = self._root / name
+        # Of a plain file the content comes next, and is read without the layers that tarfile puts between.
+        source: Any = tar.extractfile(member) if member.issparse() else tar.fileobj
+        left = member.size
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-            with open(descriptor, "wb") as file:  # noqa: PTH123 - by descriptor
-                shutil.copyfileobj(source, file, 2**16)
+            # By descriptor, and not by Path: there may be a hundred thousand of them.
+            descriptor = os.open(f"{self._root}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            try:
+                while left and (data := source.read(min(left, _BLOCK))):
+                    left -= len(data)
+                    _write(descriptor, data)
                 os.fchmod(descriptor, 0o600 | member.mode & 0o755)
-            if 0 <= member.mtime < 2**33:
-                os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
+                if 0 <= member.mtime < 2**33:
+                    os.utime(descriptor, (member.mtime, member.mtime))
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise _unwritable(name, error) from error
-        if path.stat().st_size != member.size:
+        if left:
             raise ArchiveError(f"ends in the middle of {name!r}: it is damaged")
         self._written.add(name)
         self.files += 1
@@ -222,6 +229,12 @@ class _Writer:
             del self._links[name]
         elif name in self._folders and (self._root / name).exists():
             raise ArchiveError(f"holds {name!r} both as a folder and as something else")
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, memoryview(data)[written:])
 
 
 def _unwritable(name: str, error: OSError) -> Exception:
