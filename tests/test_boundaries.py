@@ -30,7 +30,7 @@ ALLOWED = {
     "containers": FOUNDATION | {"wire", "render"},
     "images": FOUNDATION | {"containers"},
     "engine": FOUNDATION | {"wire", "artifacts", "render", "journal", "images"} | BACKENDS,
-    "cli": FOUNDATION | {"wire", "render", "journal", "images", "engine"} | BACKENDS,
+    "cli": FOUNDATION | {"wire", "artifacts", "render", "journal", "images", "engine"} | BACKENDS,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 from hpcrunner.artifacts.style import TarStyle
+from hpcrunner.engine import imageuse
 from hpcrunner.engine.fetch import bring
 from hpcrunner.engine.install import Install
 from hpcrunner.errors import MessageError, StoreError
@@ -79,6 +80,7 @@ def define(install: Install, run: Run) -> Run:
     if experiment.filename is None:
         raise MessageError("has no script to run, and no image with a run script of its own (_singularity)")
     definition = install.container.define(experiment, studioml=wants_studioml(install, experiment, run_dir))
+    imageuse.register(install)
     install.images.order(definition)
     for name, text in definition.files.items():
         (run_dir.root / name).write_text(text, encoding="utf-8")
