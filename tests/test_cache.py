@@ -319,14 +319,15 @@ def use(cache: Cache, key: str, size: int) -> bool:
         return found is not None
 
 
-def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", ["abc", "cba", "bac", "cab"])
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path, order: str) -> None:
     cache = Cache(tmp_path, 100)
     for key in "abc":
         assert use(cache, key, 30)
-        os.utime(tmp_path / "entries" / key / "entry.json", (1, ord(key)))
-    assert use(cache, "a", 30)  # once more
+        os.utime(tmp_path / "entries" / key / "entry.json", (1, order.index(key)))
+    assert use(cache, order[0], 30)  # once more
     assert use(cache, "d", 40)
-    assert sorted(entry.key for entry in cache.entries()) == ["a", "c", "d"]
+    assert {entry.key for entry in cache.entries()} == {order[0], order[2], "d"}
     assert use(cache, "e", 100)
     assert [entry.key for entry in cache.entries(parts=True)] == ["e"] and list((tmp_path / "trash").iterdir()) == []
 
@@ -427,9 +428,10 @@ def test_a_tree_with_files_missing_is_made_again(place: Place, with_trees: None)
         assert place.cache
         kept = next(entry for entry in place.cache.entries() if entry.kind == "tree")
         damage(kept.data)
-        for _ in range(2):
+        for _ in range(3):
             _, target = place.bring(location)
             assert {path.name: path.read_bytes() for path in target.iterdir()} == {"a": b"1", "b": b"2"}
+        assert all(place.cache.is_right(entry) for entry in place.cache.entries())
     assert place.store.fetches == 1
 
 
@@ -508,6 +510,72 @@ def test_trees_share_their_blocks_where_the_file_system_can(cloning: Path) -> No
 
 
 # -- kill -9 --
+
+EVENTS = ("open", "os.", "shutil.", "fcntl.")
+"""What Python tells audit hooks of: all that changes the disk, and more."""
+
+
+def bring_some(root: Path, numbers: str) -> None:
+    """A run that needs these artifacts, in a cache that has room for one of them and its tree."""
+    shutil.rmtree(root / "run", ignore_errors=True)
+    place = Place(root / "run", 0)
+    place.install.cache = place.cache = Cache(root / "cache", 450_000)
+    for number in map(int, numbers):
+        done, target = place.bring(place.store.put(objects()[number]))
+        assert done and {path.name: path.read_bytes() for path in target.iterdir()} == files(number)
+
+
+def in_child(work: Callable[[], None], dies_at: int) -> bool:
+    """Runs it in a process that kills itself when it is about to do the so-manieth thing. True if that happened."""
+    child = os.fork()
+    if not child:
+        count = 0
+
+        def hook(event: str, arguments: object) -> None:
+            nonlocal count
+            if event.startswith(EVENTS):
+                count += 1
+                if count == dies_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.addaudithook(hook)
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status == signal.SIGKILL
+
+
+def killed_at_each(tmp_path: Path, step: int) -> int:
+    """Dies at every `step`th thing that fetching, unpacking and evicting does. Returns how many they were."""
+    point = 0
+    while True:
+        point += step
+        root = tmp_path / str(point)
+        bring_some(root, "0")
+        killed = in_child(lambda root=root: bring_some(root, "1"), point)  # type: ignore[misc]
+        cache = Cache(root / "cache", 450_000)
+        for entry in cache.entries():
+            assert cache.is_right(entry) and entry.data.exists(), entry
+        assert len(cache.entries()) == len(list((root / "cache" / "entries").iterdir())), "half an entry"
+        bring_some(root, "12")
+        assert [path.name for path in (root / "cache").iterdir() if path.name in ("parts", "trash") and any(path.iterdir())] == []
+        shutil.rmtree(root)
+        if not killed:
+            return point // step
+
+
+def test_killed_at_some_of_all_points(tmp_path: Path, with_trees: None) -> None:
+    assert killed_at_each(tmp_path, 13) > 20
+
+
+@pytest.mark.soak
+def test_killed_at_each_point(tmp_path: Path, with_trees: None) -> None:
+    print(f"\nkilled_at={killed_at_each(tmp_path, 1)} wrong_entries=0")
+
 
 WORKER = '''
 import random, shutil, sys, time

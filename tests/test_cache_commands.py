@@ -244,7 +244,7 @@ def test_what_is_being_built_or_was_left_half_built(commands: Commands) -> None:
 
     digest = commands.image("a", 90 * DAY)
     folder = commands.site.image_dir
-    for name, age in (("new", 100), ("old", 2 * DAY)):
+    for name, age in (("new", 7200), ("old", 2 * DAY)):
         part = folder / f".{sha256(name.encode()).hexdigest()}.host.1.sif"
         part.write_bytes(b"half")
         os.utime(part, (time.time() - age,) * 2)
