@@ -519,7 +519,7 @@ def bring_some(root: Path, numbers: str) -> None:
     """A run that needs these artifacts, in a cache that has room for one of them and its tree."""
     shutil.rmtree(root / "run", ignore_errors=True)
     place = Place(root / "run", 0)
-    place.install.cache = place.cache = Cache(root / "cache", 450_000)
+    place.install.cache = place.cache = Cache(root / "cache", 480_000)
     for number in map(int, numbers):
         done, target = place.bring(place.store.put(objects()[number]))
         assert done and {path.name: path.read_bytes() for path in target.iterdir()} == files(number)
@@ -557,7 +557,7 @@ def killed_at_each(tmp_path: Path, step: int) -> int:
         root = tmp_path / str(point)
         bring_some(root, "0")
         killed = in_child(lambda root=root: bring_some(root, "1"), point)  # type: ignore[misc]
-        cache = Cache(root / "cache", 450_000)
+        cache = Cache(root / "cache", 480_000)
         for entry in cache.entries():
             assert cache.is_right(entry) and entry.data.exists(), entry
         assert len(cache.entries()) == len(list((root / "cache" / "entries").iterdir())), "half an entry"
