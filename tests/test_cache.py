@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import json
 import os
 import random
 import shutil
@@ -20,16 +22,23 @@ from typing import Any
 
 import pytest
 
+from hpcrunner import locks
 from hpcrunner.artifacts import cache as cache_module
 from hpcrunner.artifacts import tree
 from hpcrunner.artifacts.cache import Cache, Made
 from hpcrunner.artifacts.clone import can_clone, clone_tree, copy_file, count_tree
 from hpcrunner.artifacts.digest import digest_of
+from hpcrunner.config.load import load
 from hpcrunner.engine.fetch import Brought, bring, expected_digest
+from hpcrunner.engine.install import Install
+from hpcrunner.engine.prepare import stage
 from hpcrunner.errors import ArchiveError, MessageError, StoreError
+from hpcrunner.journal.store import Journal
 from hpcrunner.locks import Lock
 from hpcrunner.stores.base import Stat
-from hpcrunner.wire.message import Artifact
+from hpcrunner.stores.local import LocalStore
+from hpcrunner.wire.message import Artifact, parse
+from lab import Lab
 
 TESTS = Path(__file__).parent
 
@@ -268,6 +277,67 @@ def test_what_is_not_there(place: Place) -> None:
     location = place.store.put(packed(), "x.tar")
     place.store.before_fetch = lambda: place.store.objects.clear()
     assert place.bring(location, mutable=True)[0] is None, "it was removed between two looks"
+
+
+@pytest.mark.parametrize(("given", "digest", "warns"), [
+    ("AB" * 32, "ab" * 32, False), (f"sha256:{'ab' * 32}", "ab" * 32, False), ("SHA-256:" + "ab" * 32, "ab" * 32, False),
+    (None, "", False), ("", "", False), ("ab" * 16, "", True), ("q" * 64, "", True), (["ab" * 32], "", True), (7, "", True)])
+def test_the_hash_that_a_message_has(given: object, digest: str, warns: bool) -> None:
+    artifact = {"mutable": False, "unpack": True, "qualified": "s3://host/bucket/x.tar", "key": "x.tar", "hash": given}
+    message = {"experiment": {"key": "k", "filename": "main.py", "artifacts": {"data": artifact}}, "config": {}}
+    experiment = parse(json.dumps(message).encode())
+    assert experiment.artifacts["data"].sha256 == digest
+    assert [*experiment.warnings] == [text for text in experiment.warnings if "data.hash" in text and warns]
+    assert bool(experiment.warnings) == warns
+
+
+# -- an install with it --
+
+class Staged:
+    """Runs that are staged in, in this process."""
+
+    def __init__(self, root: Path, **options: Any) -> None:
+        self.lab = Lab(root, **options)
+        self.workspace = self.lab.artifact("workspace", self.lab.put_tar({"main.py": "1"}), mutable=False)
+        self.site = load(self.lab.site).site
+
+    def stage(self, key: str) -> Path:
+        message = self.lab.message(key, artifacts={"workspace": self.workspace})
+        with Journal(self.site.state_dir / "journal.sqlite") as journal:
+            install = Install(self.site, journal)
+            run = journal.receive("queue", json.dumps(message).encode(), key=key)
+            assert run
+            stage(install, run)
+            self.cached = 0 if install.cache is None else len(install.cache.entries())
+            return install.run_dir(run).workspace
+
+
+def test_runs_share_what_they_stage_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = []
+    original = LocalStore.fetch
+    monkeypatch.setattr(LocalStore, "fetch", lambda *arguments: fetched.append(1) or original(*arguments))
+    staged = Staged(tmp_path)
+    for key in "abc":
+        assert (staged.stage(key) / "main.py").read_text() == "1"
+    assert len(fetched) == 1 and staged.cached == 1
+    assert (tmp_path / "state" / "cache").stat().st_mode & 0o077 == 0, "others could read what is private"
+
+
+@pytest.mark.parametrize("reason", ["no locks", "no folder", "not wanted"])
+def test_an_install_works_without_a_cache(tmp_path: Path, reason: str, monkeypatch: pytest.MonkeyPatch,
+                                          caplog: pytest.LogCaptureFixture) -> None:
+    staged = Staged(tmp_path, **{"no folder": {"cache_dir": "/dev/null/cache"}, "not wanted": {"cache_size": 0}}.get(reason, {}))
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if reason == "no locks":
+        monkeypatch.setattr(locks.fcntl, "fcntl", refuse)
+    assert (staged.stage("a") / "main.py").read_text() == "1"
+    assert staged.cached == 0 and not (tmp_path / "state" / "cache" / "entries").exists() or reason == "no locks"
+    wanted = {"no locks": "file system it is on has no locks (No locks available)", "no folder": "Not a directory"}.get(reason)
+    assert [record.levelname for record in caplog.records] == (["WARNING"] if wanted else [])
+    assert wanted is None or (wanted in caplog.text and "can't be used" in caplog.text)
 
 
 # -- who may see what --
