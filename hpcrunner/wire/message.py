@@ -353,7 +353,7 @@ class _Reader:
     def _hash(self, tag: str, value: Any) -> str:
         """No client writes one, so nothing says in which form it would be: only what can be no other is taken."""
         match = _SHA256.fullmatch(value.strip()) if isinstance(value, str) else None
-        if match is None and value not in (None, ""):
+        if match is None and value:
             self.warnings.append(f"experiment.artifacts.{tag}.hash holds {_shown(value)}, which is no SHA-256 in "
                                  "hexadecimal; it is not checked")
         return match[1].lower() if match else ""
