@@ -381,6 +381,16 @@ def test_files_that_cant_be_read_are_left_out_and_said(tmp_path: Path, monkeypat
     assert pack(source / "none", tmp_path / "t.tar", TarStyle.NEW)[0].startswith("'./none' can't be read (No such file")
 
 
+def test_a_disk_that_fails_is_an_error_and_no_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    source = made(tmp_path)
+    monkeypatch.setattr(pack_module.os, "read", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        pack(source, tmp_path / "t.tar", TarStyle.NEW)
+
+
 def test_a_file_that_becomes_a_pipe_or_a_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, original = made(tmp_path), os.lstat
     for change in (lambda path: os.mkfifo(path), lambda path: Path(path).symlink_to("/etc/passwd")):

@@ -28,7 +28,8 @@ def pack(source: Path, archive: Path, style: TarStyle, compression: str | None =
     """Writes the tar of a folder or a single file. Returns what had to be left out, in words.
 
     Links are stored as links, times in whole seconds. A file that changes its size while it is read is cut or padded
-    with zeros to the size it had: the program it belongs to has ended, but something may still be writing.
+    with zeros to the size it had: the program it belongs to has ended, but something may still be writing. Raises
+    OSError if the archive can't be written, or the disk fails in the middle of a file.
     """
     warnings: list[str] = []
     form = tarfile.GNU_FORMAT if style is TarStyle.OLD else tarfile.PAX_FORMAT
@@ -122,7 +123,7 @@ def _header(name: str, kind: bytes, status: os.stat_result, target: str, form: A
 
 def _copy(out: IO[bytes], descriptor: int, size: int, name: str, warnings: list[str]) -> None:
     left = size
-    while left and (data := _read(descriptor, min(left, _BLOCK), name, warnings)):
+    while left and (data := os.read(descriptor, min(left, _BLOCK))):
         out.write(data)
         left -= len(data)
     if left:
@@ -131,11 +132,3 @@ def _copy(out: IO[bytes], descriptor: int, size: int, name: str, warnings: list[
     while left:
         out.write(bytes(min(left, _BLOCK)))
         left -= min(left, _BLOCK)
-
-
-def _read(descriptor: int, size: int, name: str, warnings: list[str]) -> bytes:
-    try:
-        return os.read(descriptor, size)
-    except OSError as error:
-        warnings.append(f"{name!r} can't be read to its end ({error.strerror})")
-        return b""

@@ -39,7 +39,8 @@ class Images:
         folder = self.folder(definition.digest)
         folder.mkdir(parents=True, exist_ok=True)
         # Tells `hpcrunner images prune` that somebody comes to use it (hpcrunner.images.inventory).
-        with suppress(FileNotFoundError):
+        # It may not be there, or have been built by another account.
+        with suppress(OSError):
             os.utime(self._container.image(definition.digest))
         order = {"engine": self._engine, "digest": definition.digest, "summary": definition.summary,
                  "site": {name: _plain(getattr(self._site, name)) for name in _ORDERED}}
