@@ -55,6 +55,7 @@ setup(
         "boto3>=1.34",
         "filelock>=3.12",
         "google-cloud-pubsub>=2.18",
+        "isal>=1.9",
         "jinja2>=3.1",
         # The module `pynvml`. The PyPI project called pynvml only wraps it, and warns when it is imported.
         "nvidia-ml-py>=12.535",

@@ -16,12 +16,12 @@ import hpcrunner
 
 PACKAGE = Path(hpcrunner.__file__).parent
 BACKENDS = {"queues", "stores", "schedulers", "containers"}
-FOUNDATION = {"errors", "model", "units", "proc", "gpus", "files", "layout", "resources", "plugins", "config"}
+FOUNDATION = {"errors", "model", "units", "proc", "gpus", "files", "layout", "locks", "resources", "plugins", "config"}
 ALLOWED = {
     **{name: FOUNDATION for name in FOUNDATION - {"config"}},
     "config": FOUNDATION,
     "wire": {"errors", "units"},
-    "artifacts": {"errors", "units"},
+    "artifacts": {"errors", "units", "locks"},
     "render": FOUNDATION | {"wire"},
     "journal": FOUNDATION,
     "queues": FOUNDATION,
@@ -30,7 +30,7 @@ ALLOWED = {
     "containers": FOUNDATION | {"wire", "render"},
     "images": FOUNDATION | {"containers"},
     "engine": FOUNDATION | {"wire", "artifacts", "render", "journal", "images"} | BACKENDS,
-    "cli": FOUNDATION | {"wire", "render", "journal", "images", "engine"} | BACKENDS,
+    "cli": FOUNDATION | {"wire", "artifacts", "render", "journal", "images", "engine"} | BACKENDS,
 }
 
 

@@ -32,6 +32,12 @@ class Site:
         None, kinds.path(), unset="`images` in `state_dir`",
         doc="Images that were built, each once for all experiments with the same environment. Several installs may "
             "share it.")
+    cache_dir: Path = option(
+        None, kinds.path(), unset="`cache` in `state_dir`",
+        doc="Objects that experiments read, each fetched once for all that need it. Several installs of one account "
+            "may share it, on several hosts too if its file system has locks that hold between them.")
+    cache_size: int = option(
+        "20GiB", kinds.size(), doc="What `cache_dir` may hold; what was used longest ago is removed. `0`: no cache.")
     store_roots: tuple[Path, ...] = option(
         (), kinds.ListOf(kinds.path()),
         doc="Folders in which experiments' local (`file:`) stores may lie. Nothing outside of them is read or "
@@ -155,7 +161,7 @@ class Site:
         "info", kinds.choice("debug", "info", "warning", "error"), doc="The least that is logged.")
 
     def __post_init__(self) -> None:
-        for name, folder in (("working_dir", "runs"), ("image_dir", "images")):
+        for name, folder in (("working_dir", "runs"), ("image_dir", "images"), ("cache_dir", "cache")):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.state_dir / folder)
 

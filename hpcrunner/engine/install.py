@@ -18,6 +18,7 @@ from hpcrunner.model import Run, State
 from hpcrunner.queues.base import Queues
 
 if TYPE_CHECKING:
+    from hpcrunner.artifacts.cache import Cache
     from hpcrunner.containers.base import Container
     from hpcrunner.engine.builds import Builds
     from hpcrunner.images.cache import Images
@@ -58,6 +59,20 @@ class Install:
     def container(self) -> Container:
         backend: Container = plugins.load("containers", self.engine)(self.site, self.engine)
         return backend
+
+    @cached_property
+    def cache(self) -> Cache | None:
+        """None if there is none: then every experiment fetches what it needs for itself."""
+        from hpcrunner.artifacts.cache import Cache
+
+        if not self.site.cache_size:
+            return None
+        try:
+            return Cache(self.site.cache_dir, self.site.cache_size)
+        except (OSError, UnavailableError) as error:
+            log.warning("cache_dir %s can't be used, so objects are fetched for each experiment anew: %s",
+                        self.site.cache_dir, error)
+            return None
 
     @cached_property
     def images(self) -> Images:

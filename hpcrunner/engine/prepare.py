@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from pathlib import Path
 
-from hpcrunner.artifacts.style import TarStyle, detect_style
-from hpcrunner.artifacts.unpack import Limits, unpack
+from hpcrunner.artifacts.style import TarStyle
+from hpcrunner.engine import imageuse
+from hpcrunner.engine.fetch import bring
 from hpcrunner.engine.install import Install, log
 from hpcrunner.errors import MessageError, StoreError
 from hpcrunner.layout import RunDir
 from hpcrunner.model import Run, State
-from hpcrunner.wire.message import Artifact, Experiment
+from hpcrunner.wire.message import Experiment
 from hpcrunner.wire.requirements import needs_studioml
 
 IMAGE_TAG = "_singularity"
@@ -44,18 +44,12 @@ def stage(install: Install, run: Run) -> Run:
     for tag in sorted(experiment.artifacts, key=lambda tag: (tag != "workspace", tag)):
         artifact = experiment.artifacts[tag]
         target = run_dir.given_image if artifact.tag == IMAGE_TAG else run_dir.experiment / artifact.tag
-        packed = _fetch(install, run_dir, experiment, artifact)
-        if packed is None:
+        brought = bring(install, experiment, artifact, target, run_dir.root, style, left)
+        if brought is None:
             continue
-        if artifact.tag == "workspace":
-            style = detect_style(packed)
-        if artifact.unpack:
-            done = unpack(packed, target, style, Limits(left))
-            notes += [f"{artifact.tag}: {text}" for text in done.skipped]
-            left = max(0, left - done.bytes)
-            packed.unlink()
-        else:
-            packed.replace(target)
+        style = brought.style
+        notes += brought.notes
+        left = max(0, left - brought.bytes)
     _check_image(install, run_dir, experiment)
     run_dir.workspace.mkdir(exist_ok=True)
     (run_dir.experiment / "modeldir").mkdir(exist_ok=True)
@@ -92,6 +86,7 @@ def define(install: Install, run: Run) -> Run:
     if experiment.filename is None:
         raise MessageError("has no script to run, and no image with a run script of its own (_singularity)")
     definition = install.container.define(experiment, studioml=wants_studioml(install, experiment, run_dir))
+    imageuse.register(install)
     install.images.order(definition)
     for name, text in definition.files.items():
         (run_dir.root / name).write_text(text, encoding="utf-8")
@@ -106,20 +101,6 @@ def wants_studioml(install: Install, experiment: Experiment, run_dir: RunDir) ->
     return needs_studioml(experiment.filename, (
         path.read_text(encoding="utf-8", errors="replace") for path in sorted(run_dir.experiment.rglob("*.py"))
         if path.is_file() and not path.is_symlink() and path.stat().st_size < _LARGEST_SOURCE))
-
-
-def _fetch(install: Install, run_dir: RunDir, experiment: Experiment, artifact: Artifact) -> Path | None:
-    """The object as a file; None if a mutable artifact has none yet."""
-    if artifact.location is None:
-        if artifact.mutable:
-            return None
-        raise MessageError(f"artifact {artifact.tag} says nowhere where it is stored (neither `qualified` nor `url`)")
-    packed = run_dir.root / f".{artifact.tag[:100]}.fetched"
-    if install.store(experiment, artifact).fetch(artifact.location, packed) is not None:
-        return packed
-    if artifact.mutable:
-        return None
-    raise MessageError(f"artifact {artifact.tag} is not in the store: there is no {artifact.location}")
 
 
 def _check_image(install: Install, run_dir: RunDir, experiment: Experiment) -> None:

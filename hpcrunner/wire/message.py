@@ -31,6 +31,7 @@ _CARDS = frozenset({"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISI
                     "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK"})
 """Variables by which drivers choose cards: those of templates/sbatch.sh.j2."""
 _PYTHON = re.compile(r"([23])(?:\.([0-9]{1,2}))?(?:\.[0-9]{1,3})?[a-z0-9]{0,4}")
+_SHA256 = re.compile(r"(?:sha-?256:)?([0-9a-f]{64})", re.IGNORECASE)
 _TAR = re.compile(r"\.(tar|tgz|tbz2?|txz)(\.[a-z0-9]+)?$", re.IGNORECASE)
 
 
@@ -62,6 +63,8 @@ class Artifact:
     key: str | None
     bucket: str | None = None
     credentials: Mapping[str, Any] | None = field(default=None, repr=False)
+    sha256: str = ""
+    """Of the object, in hexadecimal, if the message says it (`hash`)."""
 
 
 @dataclass(frozen=True)
@@ -354,7 +357,15 @@ class _Reader:
             # null in messages of a grid search and of --reuse, whose objects are tars like all others.
             unpack=bool(_TAR.search(key or location or "")) if unpack is None else bool(unpack),
             location=location, key=key, bucket=_text(raw.get("bucket")),
-            credentials=credentials if isinstance(credentials, dict) else None)
+            credentials=credentials if isinstance(credentials, dict) else None, sha256=self._hash(tag, raw.get("hash")))
+
+    def _hash(self, tag: str, value: Any) -> str:
+        """No client writes one, so nothing says in which form it would be: only what can be no other is taken."""
+        match = _SHA256.fullmatch(value.strip()) if isinstance(value, str) else None
+        if match is None and value:
+            self.warnings.append(f"experiment.artifacts.{tag}.hash holds {_shown(value)}, which is no SHA-256 in "
+                                 "hexadecimal; it is not checked")
+        return match[1].lower() if match else ""
 
     def _wrong(self, path: str, value: Any, right: str) -> None:
         self.problems.append(f"{path} holds {_shown(value)}; it {right}")
