@@ -52,7 +52,7 @@ setup(
     ],
     python_requires=">=3.10",
     install_requires=[
-        "boto3>=1.34",
+        "boto3>=1.36",
         "filelock>=3.12",
         "google-cloud-pubsub>=2.18",
         "jinja2>=3.1",
