@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ class Proxy:
                 threading.Thread(target=self._pass, args=(source, target, up), daemon=True).start()
 
     def _pass(self, source: socket.socket, target: socket.socket, up: bool) -> None:
-        try:
+        with suppress(OSError):
             while data := source.recv(65536):
                 if self.cut_after is not None and self.moved >= self.cut_after:
                     break
@@ -129,11 +130,7 @@ class Proxy:
                 target.sendall(data)
                 if self.rate:
                     time.sleep(len(data) / self.rate)
-        except OSError:
-            pass
         for each in (source, target):
-            try:
+            with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             each.close()

@@ -18,10 +18,10 @@ class StoreProfile:
     """What the site knows of one endpoint, or of some of its buckets."""
 
     endpoint: str = option(
-        None, kinds.text(r"https?://[^/?#@\s]+/?|gs://", "https://HOST, https://HOST:PORT, http://HOST:PORT or gs://"),
+        None, kinds.text(r"https?://[^/?#@\s]+/?|gs://", "https://HOST, http://HOST, either with :PORT, or gs://"),
         unset="Amazon's S3, whatever its region",
-        doc="URL of the store. Its host and port are those in the location of an object, which lacks the scheme. `gs://` "
-            "is Google's.")
+        doc="URL of the store. Its host and port are those in the location of an object, which lacks the scheme. "
+            "`gs://` is Google's.")
     buckets: str = option(
         "*", kinds.text(r"[A-Za-z0-9._*-]+", "the name of a bucket; * stands for any text"),
         doc="Which of its buckets this entry is about.")
@@ -30,8 +30,8 @@ class StoreProfile:
         doc="Its region, where the message tells none.", unset="us-east-1, or what the store says")
     credentials_file: Path | None = option(
         None, kinds.path(),
-        doc="The site's own credentials for it: an INI file as ~/.aws/credentials, or for Google the JSON file of a service "
-            "account. Nobody but its owner may have access to the file.")
+        doc="The site's own credentials for it: an INI file as ~/.aws/credentials, or for Google the JSON file of a "
+            "service account. Nobody but its owner may have access to the file.")
     profile: str | None = option(
         None, kinds.text(r"[^\]\s]+", "the name of a section"),
         doc="Section of `credentials_file`; without that file, of ~/.aws.", unset="`default`")
@@ -42,9 +42,9 @@ class StoreProfile:
         None, kinds.boolean(), unset="true, but for Amazon's",
         doc="Whether the bucket stands in the path of a request rather than in the name of the host.")
     checksums: str | None = option(
-        None, kinds.choice("when_supported", "when_required"), unset="`when_supported` for Amazon's, otherwise the other",
-        doc="Whether CRC checksums are sent and verified wherever the API has them. Older and partial servers don't know "
-            "them.")
+        None, kinds.choice("when_supported", "when_required"), unset="`when_supported` for Amazon's, else the other",
+        doc="Whether CRC checksums are sent and verified wherever the API has them. Older and partial servers don't "
+            "know them.")
 
 
 def endpoint_pattern() -> kinds.Scalar[str]:

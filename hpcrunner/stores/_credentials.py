@@ -22,9 +22,10 @@ from hpcrunner.stores._endpoints import mask
 from hpcrunner.stores.base import Access
 
 ANONYMOUS = "nobody"
-_SOURCES = {"artifact": "the artifact's own credentials", "message": "the credentials of the message's store settings",
+SOURCES = {"artifact": "the artifact's own credentials", "message": "the credentials of the message's store settings",
             "env": "the keys in the message's env", "site": "the site's credentials for this store",
-            "sdk": "the credentials of this host's user", ANONYMOUS: "whoever brings no credentials, and none were found that this site lets be used"}
+            "sdk": "the credentials of this host's user",
+            ANONYMOUS: "requests without credentials, of which none were found that this site lets be used"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Keys:
 
     @property
     def described(self) -> str:
-        return _SOURCES[self.source]
+        return SOURCES[self.source]
 
     @property
     def is_of_site(self) -> bool:
@@ -134,8 +135,8 @@ def read_private(path: Path) -> str:
     try:
         with path.open("rb") as file:
             if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
-                raise StoreError(f"{path}: holds credentials, and others than its owner have access to it; mend it with "
-                                 "`chmod 600`")
+                raise StoreError(f"{path}: holds credentials, and others than its owner have access to it; mend it "
+                                 "with `chmod 600`")
             return file.read(2**20).decode("utf-8", "replace")
     except OSError as error:
         raise StoreError(f"{path}: the site's credentials can't be read: {error.strerror}") from error

@@ -32,8 +32,8 @@ def require_space(path: Path, size: int) -> None:
     status = os.statvfs(path.parent)
     free = status.f_bavail * status.f_frsize
     if size > free:
-        raise StoreError(f"{path}: no space left: {format_size(size)} are needed and {format_size(free)} are free; free "
-                         "space there, and it goes on", transient=True)
+        raise StoreError(f"{path}: no space left: {format_size(size)} are needed and {format_size(free)} are free; "
+                         "free space there, and it goes on", transient=True)
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,12 @@ class Identity:
         return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
+def check_unchanged(fd: int, identity: Identity, path: Path) -> None:
+    """Raises StoreError."""
+    if Identity.of(fd) != identity:
+        raise StoreError(f"{path}: changed while it was stored", transient=True)
+
+
 class Window:
     """A part of an open file, as HTTP clients read bodies. Several windows of one file don't disturb each other."""
 
@@ -63,6 +69,12 @@ class Window:
         data = os.pread(self._fd, wanted, self._start + self._at)
         self._at += len(data)
         return data
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it, from its start."""
+        self.seek(0)
+        while data := self.read(1):
+            yield data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._at = offset + (0, self._at, self._size)[whence]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hpcrunner.errors import StoreError
-from hpcrunner.stores._files import Identity, Window, disk_fault
+from hpcrunner.stores._files import Identity, Window, check_unchanged, disk_fault
 from hpcrunner.stores._notes import Notes, open_notes
 from hpcrunner.stores._retry import persist
 from hpcrunner.stores.base import Progress
@@ -62,7 +62,7 @@ def put(sink: Sink, source: Path, location: str, *, threads: int, part: int, pro
             identity = Identity.of(fd)
             if identity.size <= part:
                 persist(lambda: sink.put_small(location, Window(fd, 0, identity.size)))
-                _check_unchanged(fd, identity, source)
+                check_unchanged(fd, identity, source)
                 if progress:
                     progress(identity.size)
                 return
@@ -112,7 +112,7 @@ class _Upload:
         if self._error:
             raise self._error
         try:
-            _check_unchanged(self._fd, self._identity, self._source)
+            check_unchanged(self._fd, self._identity, self._source)
         except StoreError:
             self._sink.abort(self._location, self._upload)
             self._notes.drop()
@@ -144,11 +144,6 @@ class _Upload:
 
     def _length(self, number: int) -> int:
         return min(self._step, self._identity.size - (number - 1) * self._step)
-
-
-def _check_unchanged(fd: int, identity: Identity, source: Path) -> None:
-    if Identity.of(fd) != identity:
-        raise StoreError(f"{source}: changed while it was stored", transient=True)
 
 
 def _abort_void(sink: Sink, notes: Notes) -> None:

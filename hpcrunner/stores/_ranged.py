@@ -17,7 +17,7 @@ from typing import Protocol
 
 from hpcrunner import proc
 from hpcrunner.errors import ChangedError, StoreError
-from hpcrunner.stores._files import disk_fault, require_space
+from hpcrunner.stores._files import PIECE, disk_fault, require_space
 from hpcrunner.stores._notes import Notes, open_notes
 from hpcrunner.stores._retry import Weather, persist
 from hpcrunner.stores.base import Progress, Stat
@@ -64,7 +64,7 @@ def fetch(source: Source, location: str, target: Path, *, threads: int, part: in
                 except NoRanges:
                     download = _Download(source, location, stat, target, notes, 0, progress)
                     download.run(1)
-                wrong = _wrong_digest(_part(target), stat)
+                wrong = download.wrong_digest()
                 # An entity tag that no download agrees with is no digest.
                 if not wrong or (wrong in digests and not stat.sha256 and not source.md5_is_sure):
                     _part(target).replace(target)
@@ -97,11 +97,19 @@ class _Download:
             path.unlink(missing_ok=True)
         self._todo = deque(start for start in self._at if self._at[start] < self._end[start])
         self._error: BaseException | None = None
+        self._digest = hashlib.sha256() if stat.sha256 else hashlib.md5(usedforsecurity=False)
+        self._digested = 0 if stat.sha256 or stat.md5 else stat.size
+        self._digesting = threading.Lock()
+
+    def wrong_digest(self) -> str:
+        """The digest of what came, if the store says another; else empty."""
+        expected, found = self._stat.sha256 or self._stat.md5, self._digest.hexdigest()
+        return "" if found == expected or not expected else found
 
     def run(self, threads: int) -> None:
         moved = sum(at - start for start, at in self._at.items())
         require_space(self._target, self._stat.size - moved)
-        self._fd = os.open(_part(self._target), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._fd = os.open(_part(self._target), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             os.ftruncate(self._fd, self._stat.size)
             if self._progress and moved:
@@ -118,10 +126,11 @@ class _Download:
             finally:
                 for helper in helpers:
                     helper.join()
+            if self._error:
+                raise self._error
+            self._digest_ranges()
         finally:
             os.close(self._fd)
-        if self._error:
-            raise self._error
 
     def _work(self) -> None:
         while self._todo and not self._error:
@@ -131,6 +140,7 @@ class _Download:
                 return
             try:
                 persist(lambda start=start: self._move(start), lambda start=start: self._at[start])  # type: ignore[misc]
+                self._digest_ranges()
             except Exception as error:
                 self._error = self._error or error
 
@@ -162,24 +172,26 @@ class _Download:
         if at != end:
             raise Weather(f"{self._location}: the connection ended before the object did")
 
+    def _digest_ranges(self) -> None:
+        """Goes on with the digest over the ranges that are whole, in their order, while other threads move bytes."""
+        if not self._digesting.acquire(blocking=False):
+            return
+        try:
+            while (at := self._digested) < self._stat.size and self._at[at] == self._end[at]:
+                while at < self._end[self._digested]:
+                    data = os.pread(self._fd, min(PIECE, self._end[self._digested] - at), at)
+                    self._digest.update(data)
+                    at += len(data)
+                self._digested = at
+        finally:
+            self._digesting.release()
+
 
 def _write(fd: int, data: bytes, at: int) -> None:
     view = memoryview(data)
     while view:
         count = os.pwrite(fd, view, at)
         view, at = view[count:], at + count
-
-
-def _wrong_digest(path: Path, stat: Stat) -> str:
-    """The digest that the file has, if the store says another; else empty."""
-    expected = stat.sha256 or stat.md5
-    if not expected:
-        return ""
-    digest = hashlib.sha256() if stat.sha256 else hashlib.md5(usedforsecurity=False)
-    with path.open("rb", buffering=0) as file:
-        while data := file.read(2**20):
-            digest.update(data)
-    return "" if digest.hexdigest() == expected else digest.hexdigest()
 
 
 def _about(location: str, stat: Stat, part: int) -> dict[str, object]:

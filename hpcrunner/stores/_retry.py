@@ -10,9 +10,9 @@ from typing import TypeVar
 from hpcrunner.errors import StoreError
 
 T = TypeVar("T")
-TRIES = 6
-"""In a row without any progress; with the pauses between them some ten seconds, in which a server restarts."""
-_FIRST_PAUSE = 0.3
+TRIES = 8
+"""In a row without any progress; with the pauses between them half a minute, in which most servers restart."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.3, 10.0
 
 
 class Weather(StoreError):
@@ -37,4 +37,4 @@ def persist(call: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T
             if tries == TRIES:
                 raise
         # Not all clients of a server that was away come back at the same instant.
-        time.sleep(_FIRST_PAUSE * 2 ** (tries - 1) * random.uniform(0.75, 1.25))
+        time.sleep(min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE) * random.uniform(0.75, 1.25))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from hpcrunner.errors import ChangedError, StoreError
 from hpcrunner.stores._credentials import Keys
@@ -29,12 +30,12 @@ def s3_faults(location: str, host: str, bucket: str, keys: Keys) -> Iterator[Non
     except exceptions.ClientError as error:
         raise explain(error, location, host, bucket, keys) from None
     except (exceptions.SSLError, exceptions.InvalidProxiesConfigError) as error:
-        raise StoreError(f"{location}: the certificate of {host} is not trusted: {_last(error)}; name its authority as "
-                         "ca_file in the site's `stores`") from None
+        raise StoreError(f"{location}: the certificate of {host} is not trusted: {_last(error)}; name its authority "
+                         "as ca_file in the site's `stores`") from None
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.CredentialRetrievalError,
             exceptions.ProfileNotFound, exceptions.TokenRetrievalError) as error:
-        raise StoreError(f"{location}: the site's `stores` lists {host}, but this host's user has no credentials for it "
-                         f"({_last(error)}); set credentials_file there, or take `sdk` out of store_credentials",
+        raise StoreError(f"{location}: the site's `stores` lists {host}, but this host's user has no credentials for "
+                         f"it ({_last(error)}); set credentials_file there, or take `sdk` out of store_credentials",
                          transient=True) from None
     except (exceptions.ConnectTimeoutError, exceptions.ReadTimeoutError) as error:
         raise Weather(f"{location}: {host} doesn't answer: {_last(error)}") from None
@@ -49,13 +50,18 @@ def s3_faults(location: str, host: str, bucket: str, keys: Keys) -> Iterator[Non
         raise Weather(f"{location}: the connection to {host} failed: {error.strerror or error}") from None
 
 
+def response_of(error: object) -> dict[str, Any]:
+    """Empty if there was none."""
+    return getattr(error, "response", None) or {}
+
+
 def code_of(error: object) -> str:
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+    return str(response_of(error).get("Error", {}).get("Code", ""))
 
 
 def explain(error: object, location: str, host: str, bucket: str, keys: Keys) -> StoreError:
     """For a ClientError."""
-    response = getattr(error, "response", {})
+    response = response_of(error)
     code, said = code_of(error), str(response.get("Error", {}).get("Message", ""))[:200]
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     who = keys.described
@@ -72,19 +78,19 @@ def explain(error: object, location: str, host: str, bucket: str, keys: Keys) ->
     if code == "SignatureDoesNotMatch":
         return StoreError(f"{location}: {host} refuses {who}: the secret key is wrong ({code}); correct it, and submit "
                           "again if the message brought it")
-    if code in _EXPIRED or (code == "InvalidToken" and keys.session_token) or "token" in said and "expired" in said:
+    if code in _EXPIRED or (code == "InvalidToken" and keys.session_token):
         cure = "renew it" if keys.is_of_site else "submit again with fresh credentials, or ones that last longer"
         return StoreError(f"{location}: the session token of {who} has expired, or is none ({code}); {cure}",
                           transient=keys.is_of_site)
     if code == "RequestTimeTooSkewed":
-        return StoreError(f"{location}: the clock of this host and that of {host} differ by more than 15 minutes ({code}); "
-                          "set this host's clock", transient=True)
+        return StoreError(f"{location}: the clock of this host and that of {host} differ by more than 15 minutes "
+                          f"({code}); set this host's clock", transient=True)
     if code in ("AuthorizationHeaderMalformed", "PermanentRedirect", "301", "IllegalLocationConstraintException"):
         right = response.get("Error", {}).get("Region") or response.get("ResponseMetadata", {}).get(
             "HTTPHeaders", {}).get("x-amz-bucket-region")
-        return StoreError(f"{location}: the bucket is in another region{f', {right}' if right else ''} ({code}: {said}); "
-                          "set `region` in the site's `stores` or in the message's credentials")
-    if code in _WEATHER or status >= 500 and code != "NotImplemented":
+        return StoreError(f"{location}: the bucket is in another region{f', {right}' if right else ''} ({code}: "
+                          f"{said}); set `region` in the site's `stores` or in the message's credentials")
+    if code in _WEATHER or (status >= 500 and code != "NotImplemented"):
         return Weather(f"{location}: {host} is in trouble ({code or status}: {said})")
     if status == 429:
         return Weather(f"{location}: {host} asks for less haste ({code or status})")
@@ -93,9 +99,9 @@ def explain(error: object, location: str, host: str, bucket: str, keys: Keys) ->
     if code in ("EntityTooLarge",):
         return StoreError(f"{location}: too large for {host} ({code}: {said}); set a larger `transfer_part`")
     if status == 403 or code in ("AccessDenied", "403", "AllAccessDisabled"):
-        return StoreError(f"{location}: {host} denies access to {who} ({code}{said and f': {said}'}). Either it lacks a "
-                          "right on this object, or there is no such object and the right to list the bucket is missing: "
-                          "without that, S3 says the same of what is absent")
+        return StoreError(f"{location}: {host} denies access to {who} ({code}{said and f': {said}'}). Either a right "
+                          "on this object is lacking, or there is no such object and the right to list the bucket is "
+                          "lacking: without that, S3 says the same of what is absent")
     return StoreError(f"{location}: {host} refuses the request ({code or status}: {said})")
 
 

@@ -17,7 +17,7 @@ from hpcrunner.stores import _parts, _ranged
 from hpcrunner.stores._credentials import ANONYMOUS, Keys, find_keys
 from hpcrunner.stores._files import PIECE, Window
 from hpcrunner.stores._retry import Weather, persist
-from hpcrunner.stores._s3_faults import ABSENT, code_of, s3_faults
+from hpcrunner.stores._s3_faults import ABSENT, code_of, response_of, s3_faults
 from hpcrunner.stores.base import Access, Content, Progress, Stat
 
 _AMAZON = "s3.amazonaws.com"
@@ -91,7 +91,7 @@ class S3Store:
     def put_small(self, location: str, body: Window) -> None:
         place = self._place(location)
         digest = hashlib.sha256()
-        while data := body.read():
+        for data in body.pieces():
             digest.update(data)
         body.seek(0)
         with place.faults():
@@ -172,7 +172,7 @@ class S3Store:
     def _check_absent(self, place: _Place, error: Exception) -> None:
         """Returns if there is no such object, and else raises. An answer to HEAD has no body that says whether it is
         the bucket that is missing, and why access is denied; an answer to GET has."""
-        status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
+        status = response_of(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
         if status in (400, 403, 404, 301) and code_of(error) in ("400", "403", "404", "301"):
             try:
                 place.client.get_object(Bucket=place.bucket, Key=place.key, Range="bytes=0-0")["Body"].close()
