@@ -12,7 +12,7 @@ from pathlib import Path
 from hpcrunner.errors import StoreError
 from hpcrunner.units import format_size
 
-PIECE = 2**20
+PIECE = 2**19
 """Bytes in memory at a time, for each connection."""
 _LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EROFS}
 

@@ -97,14 +97,17 @@ class _Download:
             path.unlink(missing_ok=True)
         self._todo = deque(start for start in self._at if self._at[start] < self._end[start])
         self._error: BaseException | None = None
+        # An entity tag that may be an MD5 is worth a look, not the time that it takes for what came in several parts.
+        md5 = stat.md5 if source.md5_is_sure or len(self._at) == 1 else ""
+        self._expected = stat.sha256 or md5
         self._digest = hashlib.sha256() if stat.sha256 else hashlib.md5(usedforsecurity=False)
-        self._digested = 0 if stat.sha256 or stat.md5 else stat.size
+        self._digested = 0 if self._expected else stat.size
         self._digesting = threading.Lock()
 
     def wrong_digest(self) -> str:
         """The digest of what came, if the store says another; else empty."""
-        expected, found = self._stat.sha256 or self._stat.md5, self._digest.hexdigest()
-        return "" if found == expected or not expected else found
+        found = self._digest.hexdigest()
+        return "" if found == self._expected or not self._expected else found
 
     def run(self, threads: int) -> None:
         moved = sum(at - start for start, at in self._at.items())
