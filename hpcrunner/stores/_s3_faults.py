@@ -44,6 +44,10 @@ def s3_faults(location: str, host: str, bucket: str, keys: Keys) -> Iterator[Non
         raise Weather(f"{location}: the connection to {host} failed: {_last(error)}") from None
     except exceptions.BotoCoreError as error:
         raise StoreError(f"{location}: {_last(error)}") from None
+    except RecursionError:
+        # botocore asks for the bucket's region when it is redirected, and does so again when that is redirected.
+        raise StoreError(f"{location}: the bucket is in another region, and {host} doesn't say in which; set `region` "
+                         "in the site's `stores` or in the message's credentials") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EIO, errno.ESTALE):
             raise  # Of the file that is sent.
@@ -90,7 +94,7 @@ def explain(error: object, location: str, host: str, bucket: str, keys: Keys) ->
             "HTTPHeaders", {}).get("x-amz-bucket-region")
         return StoreError(f"{location}: the bucket is in another region{f', {right}' if right else ''} ({code}: "
                           f"{said}); set `region` in the site's `stores` or in the message's credentials")
-    if code in _WEATHER or (status >= 500 and code != "NotImplemented"):
+    if code in _WEATHER or (status >= 500 and status != 501):
         return Weather(f"{location}: {host} is in trouble ({code or status}: {said})")
     if status == 429:
         return Weather(f"{location}: {host} asks for less haste ({code or status})")

@@ -139,7 +139,10 @@ class HttpStore:
 
 def shown(location: str) -> str:
     """Without what may be secret: a password, and a query, which may be signed."""
-    parts = urlsplit(location)
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        raise StoreError("an artifact's location is no URL: what stands in [] must be an IPv6 address") from None
     host = f"***@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
     return urlunsplit((parts.scheme, host, parts.path, "***" if parts.query else "", ""))
 
