@@ -168,6 +168,71 @@ def test_secrets_are_not_shown() -> None:
     assert "hidden" not in repr(access) + repr(find_keys(Site(), access, None))
 
 
+@pytest.fixture
+def google(server: Answers, monkeypatch: pytest.MonkeyPatch) -> Answers:
+    monkeypatch.setattr("hpcrunner.stores.gs._SERVER", f"http://{server.host}")
+    return server
+
+
+@pytest.fixture(scope="session")
+def private_key() -> str:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                             serialization.NoEncryption()).decode()
+
+
+def account(tmp: Path, private_key: str, host: str) -> Site:
+    file = tmp / "account.json"
+    file.write_text(json.dumps({"type": "service_account", "client_email": "someone@example.org",
+                                "private_key": private_key, "token_uri": f"http://{host}/token"}))
+    file.chmod(0o600)
+    return site(tmp, stores=(StoreProfile(endpoint="gs://", buckets="ours", credentials_file=file),))
+
+
+def test_a_service_account_of_the_site(tmp_path: Path, google: Answers, private_key: str) -> None:
+    """One token for all requests, and none for buckets that the site doesn't list."""
+    google.body = json.dumps({"access_token": "token", "expires_in": 3600, "token_type": "Bearer", "size": "7",
+                              "generation": "1"}).encode()
+    store = open_store(account(tmp_path, private_key, google.host), "gcloud", Access(), "x")
+    assert store.stat("gs://ours/key").size == 7
+    assert store.stat("gs://ours/key").version == "1"
+    assert store.stat("gs://theirs/key").size == 7
+    assert [path for _, path, _ in google.asked] == [
+        "/token", "/storage/v1/b/ours/o/key", "/storage/v1/b/ours/o/key", "/storage/v1/b/theirs/o/key"]
+    assert [headers.get("Authorization", headers.get("authorization")) for _, _, headers in google.asked] == [
+        None, "Bearer token", "Bearer token", None]
+
+
+def test_a_service_account_that_was_withdrawn(tmp_path: Path, google: Answers, private_key: str) -> None:
+    google.status, google.body = 400, b'{"error": "invalid_grant", "error_description": "hidden"}'
+    store = open_store(account(tmp_path, private_key, google.host), "gs", Access(), "x")
+    with pytest.raises(StoreError, match="give no token") as caught:
+        store.stat("gs://ours/key")
+    assert caught.value.transient and "hidden" not in str(caught.value)
+
+
+def test_a_private_key_of_a_message_that_is_broken(tmp_path: Path, google: Answers) -> None:
+    access = Access({"google": {"private_key": "hidden", "client_email": "someone@example.org"}})
+    with pytest.raises(StoreError, match="the artifact's own credentials give no token") as caught:
+        open_store(site(tmp_path), "gs", access, "x").stat("gs://ours/key")
+    assert not caught.value.transient and "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("status", "said"), [(403, "denies access"), (401, "denies access"), (400, "refuses")])
+def test_google_s_errors(tmp_path: Path, google: Answers, status: int, said: str) -> None:
+    google.status, google.body = status, b'{"error": {"message": "its words"}}'
+    store = open_store(site(tmp_path), "gs", Access(), "x")
+    (tmp_path / "file").write_bytes(b"x")
+    for call in (lambda: store.stat("gs://b/k"), lambda: store.read("gs://b/k"), lambda: store.write(b"", "gs://b/k"),
+                 lambda: store.put(tmp_path / "file", "gs://b/k")):
+        with pytest.raises(StoreError, match=f"{said}.*its words") as caught:
+            call()
+        assert not caught.value.transient
+
+
 # To whom
 
 

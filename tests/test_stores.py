@@ -616,6 +616,22 @@ def test_a_public_object_is_read_without_credentials(seaweed: Place) -> None:
 
 
 @pytest.mark.service("seaweedfs")
+def test_keys_of_this_host_s_user_are_used_for_what_the_site_lists(seaweed: Place, key: str,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpcrunner.config.stores import StoreProfile
+
+    location = seaweed.put(key, b"content")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testkey")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testsecret")
+    listed = StoreProfile(endpoint=seaweed.endpoint, buckets=BUCKET)
+    assert seaweed.opened(credentials=None, stores=(listed,)).read(location).data == b"content"
+    for options in ({}, {"stores": (StoreProfile(endpoint=seaweed.endpoint, buckets="another"),)},
+                    {"stores": (listed,), "store_credentials": ("artifact", "message", "env", "site")}):
+        with pytest.raises(StoreError, match="denies access to requests without credentials"):
+            seaweed.opened(credentials=None, **options).read(location)
+
+
+@pytest.mark.service("seaweedfs")
 @pytest.mark.parametrize("minutes", [-60, 60])
 def test_a_clock_that_is_wrong(seaweed: Place, key: str, minutes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     import datetime

@@ -115,9 +115,9 @@ def find_service_account(site: Any, access: Access, profile: StoreProfile | None
             path = profile.credentials_file
             try:
                 info = json.loads(read_private(path))
-                assert info["type"] in ("service_account", "external_account", "authorized_user")
+                assert info["type"] == "service_account"
             except (ValueError, TypeError, KeyError, AssertionError):
-                raise StoreError(f"{path}: is no JSON file with credentials for Google") from None
+                raise StoreError(f"{path}: is no JSON file of a service account of Google") from None
             return source, info
         elif source == "sdk" and profile is not None and not profile.credentials_file:
             return source, None

@@ -282,11 +282,11 @@ class _SessionGone(StoreError):
 def _credentials(account: str) -> Any:
     """Keeps the token, which holds for an hour. Without an account the SDK looks for one."""
     import google.auth
+    from google.oauth2.service_account import Credentials
 
     if account:
-        found = google.auth.load_credentials_from_dict(  # type: ignore[no-untyped-call]
+        return Credentials.from_service_account_info(  # type: ignore[no-untyped-call]
             json.loads(account), scopes=[_SCOPE])
-        return found[0]
     return google.auth.default(scopes=[_SCOPE])[0]
 
 
