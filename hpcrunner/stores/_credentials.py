@@ -18,7 +18,7 @@ from typing import Any
 
 from hpcrunner.config.stores import StoreProfile
 from hpcrunner.errors import StoreError
-from hpcrunner.stores._endpoints import mask
+from hpcrunner.stores._endpoints import dig
 from hpcrunner.stores.base import Access
 
 ANONYMOUS = "nobody"
@@ -53,9 +53,9 @@ def find_keys(site: Any, access: Access, profile: StoreProfile | None) -> Keys:
     """Access keys, from the first place that has them. Raises StoreError."""
     for source in site.store_credentials:
         if source == "artifact":
-            found = _keys_of(source, mask(access.artifact, "aws"))
+            found = _keys_of(source, dig(access.artifact, "aws"))
         elif source == "message":
-            found = _keys_of(source, mask(access.store, "aws"))
+            found = _keys_of(source, dig(access.store, "aws"))
         elif source == "env":
             names = {"access_key": "AWS_ACCESS_KEY_ID", "secret_access_key": "AWS_SECRET_ACCESS_KEY",
                      "session_token": "AWS_SESSION_TOKEN", "region": "AWS_DEFAULT_REGION"}
@@ -73,7 +73,7 @@ def find_keys(site: Any, access: Access, profile: StoreProfile | None) -> Keys:
 
 def _keys_of(source: str, given: Any) -> Keys | None:
     names = ("access_key", "secret_access_key", "session_token", "region")
-    texts = [value if isinstance(value := mask(given, name), str) else "" for name in names]
+    texts = [value if isinstance(value := dig(given, name), str) else "" for name in names]
     # What a client could not replace stays as `$NAME`.
     if not texts[0] or not texts[1] or texts[0].startswith("$") or texts[1].startswith("$"):
         return None
@@ -108,16 +108,17 @@ def find_service_account(site: Any, access: Access, profile: StoreProfile | None
         if source in ("artifact", "message"):
             given = access.artifact if source == "artifact" else access.store
             for name in ("google", "gcloud", "gcp"):
-                info = mask(given, name)
+                info = dig(given, name)
                 if isinstance(info, Mapping) and info.get("private_key"):
                     return source, _checked_account(info)
         elif source == "site" and profile is not None and profile.credentials_file:
             path = profile.credentials_file
             try:
                 info = json.loads(read_private(path))
-                assert info["type"] == "service_account"
-            except (ValueError, TypeError, KeyError, AssertionError):
-                raise StoreError(f"{path}: is no JSON file of a service account of Google") from None
+            except ValueError:
+                info = None
+            if dig(info, "type") != "service_account":
+                raise StoreError(f"{path}: is no JSON file of a service account of Google")
             return source, info
         elif source == "sdk" and profile is not None and not profile.credentials_file:
             return source, None

@@ -163,7 +163,7 @@ def environment_endpoint(*names: str) -> str | None:
     return found if found is None or "://" in found else f"http://{found}"
 
 
-def mask(mapping: Mapping[str, Any] | None, *path: str) -> Any:
+def dig(mapping: Mapping[str, Any] | None, *path: str) -> Any:
     """What lies at `path` in nested objects of a message, or None if they are made otherwise."""
     value: Any = mapping
     for name in path:
