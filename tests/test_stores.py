@@ -276,8 +276,8 @@ from pathlib import Path
 from hpcrunner.config.site import Site
 from hpcrunner.engine.install import open_store
 from hpcrunner.stores.base import Access
-what, kind, location, path, state = sys.argv[1:]
-site = Site(state_dir=Path(state), transfer_part=5 * 2**20, transfer_timeout=10.0)
+what, kind, location, path, state, part = sys.argv[1:]
+site = Site(state_dir=Path(state), transfer_part=int(part), transfer_timeout=10.0)
 store = open_store(site, kind, Access(store={"aws": {"access_key": "testkey", "secret_access_key": "testsecret"}}), "x")
 if what == "fetch":
     store.fetch(location, Path(path))
@@ -291,7 +291,8 @@ def killed(place: Place, what: str, location: str, path: Path, after: int) -> in
     proxy = place.proxy
     start = proxy.moved
     proxy.rate = 8.0 * MIB
-    process = subprocess.Popen([sys.executable, "-c", WORK, what, place.kind, location, path, place.tmp / "state"])
+    process = subprocess.Popen([sys.executable, "-c", WORK, what, place.kind, location, path, place.tmp / "state",
+                                str(PART)])
     while proxy.moved - start < after and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -541,7 +542,7 @@ def test_memory_is_bounded(place: Place, key: str) -> None:
     with source.open("wb") as file:
         file.truncate(300 * MIB)
     done = subprocess.run([sys.executable, "-c", WORK + MEMORY, "put", place.kind, place.location(key), source,
-                           place.tmp / "state"], capture_output=True, text=True)
+                           place.tmp / "state", str(32 * MIB)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 150  # MiB
 
