@@ -82,7 +82,9 @@ class Place:
         if self.name == "http":
             path = Path(self.server.told["data"], BUCKET, key)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            part = self.tmp / "part"
+            part.write_bytes(data)
+            part.rename(path)  # Whole at once: the server may look meanwhile.
         else:
             file = self.tmp / f"source-{hashlib.sha256(key.encode()).hexdigest()}"
             file.write_bytes(data)
