@@ -11,6 +11,7 @@ from typing import Any
 from hpcrunner.config import kinds
 from hpcrunner.config.backends import QueueEntry, QueueSource, SchedulerOptions, backend
 from hpcrunner.config.schema import Option, option, options_of
+from hpcrunner.config.stores import CREDENTIALS, StoreProfile, endpoint_pattern
 
 _VERSION = ('a Python version such as 3.11, or "any"', r"[0-9]+\.[0-9]+|any")
 _TEMPLATE = kinds.text(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "the name of a file, not a path")
@@ -42,6 +43,28 @@ class Site:
         (), kinds.ListOf(kinds.path()),
         doc="Folders in which experiments' local (`file:`) stores may lie. Nothing outside of them is read or "
             "written, whatever a message says.")
+
+    stores: tuple[StoreProfile, ...] = option(
+        (), kinds.ListOf(kinds.Section(StoreProfile)), heading="Object stores",
+        doc="What this site knows of object stores: a list of mappings, whose keys are below. The first entry that "
+            "fits an endpoint and a bucket counts.")
+    store_credentials: tuple[str, ...] = option(
+        CREDENTIALS, kinds.ListOf(kinds.choice(*CREDENTIALS)),
+        doc="Where credentials may come from, and in which order they are looked for: the `artifact`'s own, the "
+            "`message`'s settings of its store, the message's variables (`env`), the entries of `stores` (`site`), and "
+            "the cloud's own ways, such as ~/.aws and ~/.config/gcloud (`sdk`). The last two are the site's, and are "
+            "only used for what `stores` lists. Without any, objects are read as anybody may.")
+    store_endpoints: tuple[str, ...] = option(
+        None, kinds.ListOf(endpoint_pattern()), unset="all; but never link-local addresses such as 169.254.169.254",
+        doc="Hosts of object stores that messages may name, such as `s3.example.org:9000` or `*.amazonaws.com`; "
+            "`*` stands for any text, and without a port any will do. Nothing is sent to others.")
+    transfer_threads: int = option(
+        "4", kinds.integer(1), doc="Connections that one object is moved over.")
+    transfer_part: int = option(
+        "32MiB", kinds.size(5 * 2**20), doc="What an object is moved in: larger ones in parts of this size, several at "
+        "once.")
+    transfer_timeout: float = option(
+        "1m", kinds.duration(0.1), doc="A connection over which nothing came for so long is taken for dead.")
 
     queues: tuple[QueueSource, ...] = option(
         (), kinds.ListOf(QueueEntry()), heading="Queues",

@@ -30,8 +30,8 @@ log = logging.getLogger("hpcrunner")
 
 _KEPT = 500
 """Experiments, of some ten kilobytes each, that are kept in memory."""
-_SCHEMES = {"file": "local"}
-"""Backends of stores by the scheme of a location, where the two differ."""
+_KINDS = {"file": "local", "https": "http", "gcloud": "gs"}
+"""Backends of stores by the scheme of a location, or the `type` in a client's configuration, where they differ."""
 
 
 @dataclass
@@ -152,10 +152,11 @@ class Install:
         config = experiment.storage
         access = Access(artifact.credentials, config.credentials if config else None, experiment.env,
                         config.endpoint if config else None)
-        return open_store(self.site, _SCHEMES.get(scheme, scheme), access, artifact.location)
+        return open_store(self.site, scheme, access, artifact.location)
 
 
 def open_store(site: Site, kind: str, access: Access, what: str) -> Store:
+    kind = _KINDS.get(kind, kind)
     if not plugins.is_known("stores", kind):
         raise StoreError(f"{what}: there is no store of the kind {kind!r} in this hpcrunner; it has "
                          f"{', '.join(plugins.names('stores'))}")
