@@ -73,6 +73,11 @@ class RunDir:
         """What of it the store has confirmed."""
         return self.transfer / "sent.json"
 
+    @property
+    def scraped_file(self) -> Path:
+        """What was gathered of the program's metadata, and how far its log was read."""
+        return self.transfer / "scraped.json"
+
     def log(self, has_output: bool) -> Path:
         """Where the program's stdout and stderr go: into the artifact `output`, if the experiment has it."""
         return (self.experiment if has_output else self.root) / "output" / "output"

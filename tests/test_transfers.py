@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import threading
 import time
@@ -443,7 +442,7 @@ def test_stopped_by_the_user_is_not_overwritten_by_a_checkpoint(tmp_path: Path) 
         record = lab.store / "meta/experiments/e"
         part = record.with_suffix(".new")
         part.write_text(json.dumps({**lab.record("e"), "status": "stopped"}))
-        os.replace(part, record)
+        part.replace(record)
         go_on(install, lambda: lab.record("e").get("time_last_checkpoint"))
         assert lab.record("e")["status"] == "stopped"
         install.journal.remember("stopped", "")  # its turn to be looked at

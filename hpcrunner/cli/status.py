@@ -68,9 +68,10 @@ def _show(journal: Journal, site: Site, run: Run) -> None:
     asked = run.request
     sizes = [f"{asked.cpus} cores", *(f"{format_size(size)} {what}" for size, what in (
         (asked.memory, "memory"), (asked.disk, "disk")) if size), *([f"{asked.gpus} GPUs"] if asked.gpus else [])]
-    facts = [("queue", run.queue), ("state", state_text(run)), ("reason", run.reason or _pending(run)), ("results", _unsent(run)),
-             ("asks for", ", ".join(sizes)), ("run", run.short_id), ("job", run.job_id), ("job name", run.job_name),
-             ("partition", run.partition), ("host", run.host), ("avoids", ", ".join(run.avoid)),
+    facts = [("queue", run.queue), ("state", state_text(run)), ("reason", run.reason or _pending(run)),
+             ("results", _unsent(run)), ("asks for", ", ".join(sizes)), ("run", run.short_id), ("job", run.job_id),
+             ("job name", run.job_name), ("partition", run.partition), ("host", run.host),
+             ("avoids", ", ".join(run.avoid)),
              ("image", run.image), ("directory", run.run_dir), ("ran", _ran(run)),
              ("exit code", "" if run.exit_code is None else str(run.exit_code)),
              *(("note", note) for note in run.notes)]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hpcrunner.engine import record
+from hpcrunner.engine import record, scrape
 from hpcrunner.engine.install import Install
 from hpcrunner.engine.outbox import Outbox, Sent, read_sent
 from hpcrunner.engine.transfers import Transfer
@@ -50,6 +50,9 @@ def save(install: Install, experiment: Experiment, run: Run, run_dir: RunDir, tr
          confirm: Callable[[], None]) -> None:
     """Uploads what is due and has changed, and notes the time in the client's record. Raises StoreError, OSError."""
     tags = due(experiment, read_sent(run_dir.sent_file), install.site.checkpoint_min, time.time()).tags
+    if scrape.TAG in tags:
+        transfer.begin(f"{experiment.key}: gathering its metadata")
+        scrape.scrape(experiment, run, run_dir, is_over=False)
     if Outbox(install, experiment, run_dir, transfer, confirm).save(tags):
         confirm()
         record.update(install, experiment, {"time_last_checkpoint": time.time()})

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpcrunner.engine import record
+from hpcrunner.engine import record, scrape
 from hpcrunner.engine.install import Install, log
 from hpcrunner.engine.outbox import Outbox
 from hpcrunner.engine.prepare import clear_away
@@ -37,6 +37,7 @@ def finish(install: Install, experiment: Experiment, run: Run, run_dir: RunDir, 
     has_output = "output" in experiment.artifacts
     run_dir.env_file.unlink(missing_ok=True)
     sign_off(run_dir.log(has_output), run)
+    scrape.scrape(experiment, run, run_dir, is_over=True)
     outbox = Outbox(install, experiment, run_dir, transfer, confirm)
     problems = outbox.finish(is_last_try=is_last_try)
     transfer.begin(f"{experiment.key}: writing its record")

@@ -133,6 +133,7 @@ class Outbox:
 def read_sent(path: Path) -> dict[str, Sent]:
     """By tag; empty if nothing is known."""
     try:
-        return {str(tag): Sent(**one) for tag, one in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return {str(tag): Sent(float(one["at"]), str(one["digest"]), one["is_final"] is True)
+                for tag, one in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
