@@ -10,6 +10,7 @@ import json
 import os
 import re
 import string
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -112,6 +113,9 @@ def _place(folder: Path, name: str, data: bytes) -> None:
         folder.mkdir()
     where = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
+        with suppress(OSError), open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=where), "rb") as file:  # noqa: PTH123
+            if file.read(len(data) + 1) == data:
+                return  # Untouched, so that it isn't uploaded again.
         part = f".{name}.part"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         with open(os.open(part, flags, 0o644, dir_fd=where), "wb") as file:  # noqa: PTH123
