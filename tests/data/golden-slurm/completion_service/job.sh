@@ -37,6 +37,7 @@ child=
 started=
 finish() {  # finish CODE
     [[ ! ${timer-} ]] || kill -KILL -- "-$timer" 2>/dev/null
+    [[ ! ${sampler-} ]] || kill -KILL -- "-$sampler" 2>/dev/null
     [[ ! $child ]] || kill -KILL -- "-$child" 2>/dev/null
     place exit "$1 $cause ${started:=$(now)} $(now) $host"
     tell
