@@ -438,17 +438,19 @@ def test_results_wait_for_the_store_as_long_as_the_site_says() -> None:
 
 def test_jobs_that_are_ready_wait_a_little_for_those_that_are_being_fetched() -> None:
     """So that a scheduler with a queue gets them in one call."""
-    ready, coming = a_run(State.READY, 1, updated_at=NOW - 4), a_run(State.RECEIVED, 2)
+    ready, coming = a_run(State.READY, 1, updated_at=NOW - 9), a_run(State.RECEIVED, 2)
     moving = frozenset({2})
 
-    def submits(run: Run, seen: Observations) -> bool:
-        return any(isinstance(action, Submit) for action in plan([run, coming], seen, POLICY, NOW))
+    def submits(run: Run, seen: Observations, *others: Run) -> bool:
+        return any(isinstance(action, Submit) for action in plan([run, *others], seen, POLICY, NOW))
 
-    assert not submits(ready, Observations(moving=moving))
+    assert not submits(ready, Observations(moving=moving), coming)
+    assert not submits(ready, Observations(), coming), "it begins to be fetched now"
     assert submits(ready, Observations())
-    assert submits(replace(ready, updated_at=NOW - 5), Observations(moving=moving))
-    assert submits(ready, Observations(moving=moving, capacity=Capacity(9, GIB, GIB)))  # no queue, no reason to wait
-    assert submits(ready, Observations(moving=frozenset({3})))
+    assert submits(ready, Observations(moving=moving), replace(coming, state=State.STAGED, image="i"))
+    assert submits(ready, Observations(), replace(coming, not_before=NOW + 1)), "nobody knows when it comes"
+    assert submits(replace(ready, updated_at=NOW - 10), Observations(moving=moving), coming)
+    assert submits(ready, Observations(moving=moving, capacity=Capacity(9, GIB, GIB)), coming)  # no queue, no reason to wait
 
 
 # -- images --

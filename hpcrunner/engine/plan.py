@@ -52,7 +52,7 @@ _FAILURE_STANDS = 600.0
 """Seconds for which a failed image build speaks for every run that needs the image; after that a new run tries."""
 _CANCEL_AGAIN = 30.0
 """Seconds beyond the grace after which a job that was told to stop is stopped."""
-_GATHERS = 5.0
+_GATHERS = 10.0
 """Seconds for which a job that is ready waits for those that are being staged, if a scheduler takes many at once."""
 _BACKOFF = (2.0, 10.0, 30.0, 120.0, 300.0)
 
@@ -61,7 +61,6 @@ def plan(runs: Iterable[Run], seen: Observations, policy: Policy, now: float) ->
     """The next action of each run that has one. `runs` are the active ones, oldest first."""
     runs = list(runs)
     room = _Room(runs, seen.capacity, policy)
-    gathers = seen.capacity is None and any(run.state is State.RECEIVED and run.id in seen.moving for run in runs)
     first: dict[tuple[str, str], int] = {}
     actions = []
     for run in runs:
@@ -69,12 +68,21 @@ def plan(runs: Iterable[Run], seen: Observations, policy: Policy, now: float) ->
         turn = first.setdefault((run.queue, run.key), run.id) == run.id
         if run.not_before > now:
             continue
-        action = _next(run, seen, policy, now, room, turn, gathers) or _aside(run, now)
+        action = _next(run, seen, policy, now, room, turn) or _aside(run, now)
         if run.id in seen.moving:
             action = _beside_moving(action)
         if action is not None:
             actions.append(action)
-    return actions
+    return _gathered(runs, actions, seen, now)
+
+
+def _gathered(runs: list[Run], actions: list[Action], seen: Observations, now: float) -> list[Action]:
+    """Without the submissions that wait a little for those that are being staged, to go out in the same call."""
+    staging = any(isinstance(action, Stage) for action in actions) or any(
+        run.state is State.RECEIVED and run.id in seen.moving for run in runs)
+    if not staging or seen.capacity is not None:  # no queue, no reason to wait
+        return actions
+    return [one for one in actions if not isinstance(one, Submit) or now >= one.run.updated_at + _GATHERS]
 
 
 def waiting_for(run: Run, seen: Observations) -> str:
@@ -107,8 +115,7 @@ def _beside_moving(action: Action | None) -> Action | None:
     return action
 
 
-def _next(run: Run, seen: Observations, policy: Policy, now: float, room: _Room, turn: bool, gathers: bool
-          ) -> Action | None:
+def _next(run: Run, seen: Observations, policy: Policy, now: float, room: _Room, turn: bool) -> Action | None:
     if run.state is State.ENDING:
         return Return(run, is_last_try=now >= run.ended_at + policy.upload_patience)
     if run.state in WITH_SCHEDULER:
@@ -126,8 +133,6 @@ def _next(run: Run, seen: Observations, policy: Policy, now: float, room: _Room,
         return Stage(run)
     if run.state is State.STAGED:
         return _image(run, seen, room)
-    if gathers and now < run.updated_at + _GATHERS:
-        return None
     return _submit(run, place, policy, now, room)
 
 
