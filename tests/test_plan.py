@@ -447,7 +447,10 @@ def test_jobs_that_are_ready_wait_a_little_for_those_that_are_being_fetched() ->
     assert not submits(ready, Observations(moving=moving), coming)
     assert not submits(ready, Observations(), coming), "it begins to be fetched now"
     assert submits(ready, Observations())
-    assert submits(ready, Observations(moving=moving), replace(coming, state=State.STAGED, image="i"))
+    staged = replace(coming, state=State.STAGED, image="i")
+    assert submits(ready, Observations(moving=moving), staged), "a build takes long"
+    assert not submits(ready, Observations(), replace(staged, image=""))
+    assert not submits(ready, Observations(images={"i": Image(ImageState.BUILT)}), staged)
     assert submits(ready, Observations(), replace(coming, not_before=NOW + 1)), "nobody knows when it comes"
     assert submits(replace(ready, updated_at=NOW - 10), Observations(moving=moving), coming)
     assert submits(ready, Observations(moving=moving, capacity=Capacity(9, GIB, GIB)), coming)  # no queue, no reason to wait

@@ -77,10 +77,10 @@ def plan(runs: Iterable[Run], seen: Observations, policy: Policy, now: float) ->
 
 
 def _gathered(runs: list[Run], actions: list[Action], seen: Observations, now: float) -> list[Action]:
-    """Without the submissions that wait a little for those that are being staged, to go out in the same call."""
-    staging = any(isinstance(action, Stage) for action in actions) or any(
+    """Without the submissions that wait a little for those that get ready now, to go out in the same call."""
+    coming = any(isinstance(action, (Stage, Define, Ready)) for action in actions) or any(
         run.state is State.RECEIVED and run.id in seen.moving for run in runs)
-    if not staging or seen.capacity is not None:  # no queue, no reason to wait
+    if not coming or seen.capacity is not None:  # no queue, no reason to wait
         return actions
     return [one for one in actions if not isinstance(one, Submit) or now >= one.run.updated_at + _GATHERS]
 
