@@ -22,6 +22,7 @@ ALLOWED = {
     "config": FOUNDATION,
     "wire": {"errors", "units"},
     "artifacts": {"errors", "units", "locks"},
+    "metadata": set(),
     "render": FOUNDATION | {"wire"},
     "journal": FOUNDATION,
     "queues": FOUNDATION,
@@ -29,7 +30,7 @@ ALLOWED = {
     "schedulers": FOUNDATION | {"render"},
     "containers": FOUNDATION | {"wire", "render"},
     "images": FOUNDATION | {"containers"},
-    "engine": FOUNDATION | {"wire", "artifacts", "render", "journal", "images"} | BACKENDS,
+    "engine": FOUNDATION | {"wire", "artifacts", "metadata", "render", "journal", "images"} | BACKENDS,
     "cli": FOUNDATION | {"wire", "artifacts", "render", "journal", "images", "engine"} | BACKENDS,
 }
 

@@ -170,8 +170,18 @@ class Site:
     max_builds: int = option("1", kinds.integer(1), doc="Images that are built at once.")
 
     artifact_limit: int = option(
-        "100GiB", kinds.size(), heading="Results",
+        "100GiB", kinds.size(), heading="Files and results",
         doc="What an experiment's files may take when they are unpacked, if it doesn't ask for disk space itself.")
+    max_transfers: int = option(
+        "4", kinds.integer(1),
+        doc="Experiments whose files are fetched or returned at once.")
+    checkpoint_min: float = option(
+        "30s", kinds.duration(1),
+        doc="Checkpoints of one experiment are at least so far apart, however often it wants them "
+            "(`saveWorkspaceFrequency`, `saveFrequency` of an artifact).")
+    upload_patience: float = option(
+        "7d", kinds.duration(), doc="How long results are tried to be returned to a store that can't be reached. After "
+        "that they stay in the run directory.")
     keep: str = option(
         "none", kinds.choice("none", "failed", "all"),
         doc="Which run directories stay when their results are returned. Logs always stay.")

@@ -23,7 +23,7 @@ from hpcrunner.artifacts.tree import place_tree
 from hpcrunner.artifacts.unpack import Limits, unpack
 from hpcrunner.engine.install import Install
 from hpcrunner.errors import MessageError, StoreError
-from hpcrunner.stores.base import Store
+from hpcrunner.stores.base import Progress, Store
 from hpcrunner.wire.message import Artifact, Experiment
 
 _BLOB = re.compile(r"/blobstore/([0-9a-f]{64})\.t[a-z0-9.]+$")
@@ -42,7 +42,7 @@ class Brought:
 
 
 def bring(install: Install, experiment: Experiment, artifact: Artifact, target: Path, scratch: Path,
-          style: TarStyle | None, limit: int) -> Brought | None:
+          style: TarStyle | None, limit: int, progress: Progress | None = None) -> Brought | None:
     """Puts an artifact at `target`, unpacked if that is wanted, which may take `limit` bytes. None if it is a mutable
     one that isn't in the store yet. What does not go through the cache is fetched into the folder `scratch`.
 
@@ -53,7 +53,7 @@ def bring(install: Install, experiment: Experiment, artifact: Artifact, target: 
         if artifact.mutable:
             return None
         raise MessageError(f"artifact {artifact.tag} says nowhere where it is stored (neither `qualified` nor `url`)")
-    with _fetched(install.cache, install.store(experiment, artifact), artifact, scratch) as found:
+    with _fetched(install.cache, install.store(experiment, artifact), artifact, scratch, progress) as found:
         if found is None:
             if artifact.mutable:
                 return None
@@ -73,7 +73,8 @@ def bring(install: Install, experiment: Experiment, artifact: Artifact, target: 
 
 
 @contextmanager
-def _fetched(cache: Cache | None, store: Store, artifact: Artifact, scratch: Path) -> Iterator[tuple[Path, str] | None]:
+def _fetched(cache: Cache | None, store: Store, artifact: Artifact, scratch: Path, progress: Progress | None
+             ) -> Iterator[tuple[Path, str] | None]:
     """(file, its key in the cache, or nothing if it isn't there). It may not be changed, and stays until the end of
     the `with` block. None if there is no such object."""
     location = artifact.location or ""
@@ -87,7 +88,7 @@ def _fetched(cache: Cache | None, store: Store, artifact: Artifact, scratch: Pat
         if cache is None or not known_by:
             break
         key = sha256(f"{location}\0{known_by}".encode()).hexdigest()
-        make = partial(_fetch, store, artifact, digest, stat.version)
+        make = partial(_fetch, store, artifact, digest, stat.version, progress)
         try:
             with cache.use(key, "object", shown(location), stat.size, make) as entry:
                 if entry is None:
@@ -101,7 +102,7 @@ def _fetched(cache: Cache | None, store: Store, artifact: Artifact, scratch: Pat
                          transient=True)
     packed = scratch / f".{artifact.tag[:100]}.fetched"
     try:
-        if store.fetch(location, packed) is None:
+        if store.fetch(location, packed, progress) is None:
             yield None
             return
         _verify(artifact, digest_of(packed) if digest else "", digest)
@@ -114,12 +115,12 @@ class _ReplacedError(StoreError):
     """The object is no longer the one that was asked for."""
 
 
-def _fetch(store: Store, artifact: Artifact, digest: str, version: str, data: Path) -> Made:
+def _fetch(store: Store, artifact: Artifact, digest: str, version: str, progress: Progress | None, data: Path) -> Made:
     """Makes an object's entry of the cache."""
     # What was whole before a crash is taken only if its content says that it is the right one.
     if not (digest and data.exists()):
         data.unlink(missing_ok=True)
-        stat = store.fetch(artifact.location or "", data)
+        stat = store.fetch(artifact.location or "", data, progress)
         if stat is None or (not digest and stat.version != version):
             raise _ReplacedError(f"artifact {artifact.tag}: replaced while it was being read")
     made = Made(data.stat().st_size, settle(data))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hpcrunner.artifacts.cache import Cache
     from hpcrunner.containers.base import Container
     from hpcrunner.engine.builds import Builds
+    from hpcrunner.engine.transfers import Transfers
     from hpcrunner.images.cache import Images
     from hpcrunner.schedulers.base import Job, Scheduler
     from hpcrunner.stores.base import Access, Store
@@ -50,6 +51,12 @@ class Install:
     def scheduler(self) -> Scheduler:
         backend: Scheduler = plugins.load("schedulers", self.site.scheduler)(self.site)
         return backend
+
+    @cached_property
+    def transfers(self) -> Transfers:
+        from hpcrunner.engine.transfers import Transfers
+
+        return Transfers(self.site.max_transfers, self.journal.check_clock)
 
     @cached_property
     def engine(self) -> str:

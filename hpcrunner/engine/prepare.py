@@ -1,4 +1,7 @@
-"""Before the job: its input files into the run directory, its image ordered."""
+"""Before the job: its input files into the run directory, its image ordered.
+
+`stage` runs in a thread and knows no journal; the main thread records what it returns.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from hpcrunner.artifacts.style import TarStyle
 from hpcrunner.engine import imageuse
 from hpcrunner.engine.fetch import bring
 from hpcrunner.engine.install import Install, log
+from hpcrunner.engine.transfers import Transfer
 from hpcrunner.errors import MessageError, StoreError
+from hpcrunner.files import write_whole
 from hpcrunner.layout import RunDir
 from hpcrunner.model import Run, State
 from hpcrunner.wire.message import Experiment
@@ -19,32 +24,25 @@ IMAGE_TAG = "_singularity"
 _LARGEST_SOURCE = 4 * 2**20
 
 
-def stage(install: Install, run: Run) -> Run:
-    """Fetches every artifact whose object exists, into a new run directory.
+def stage(install: Install, experiment: Experiment, run_dir: RunDir, transfer: Transfer) -> tuple[str, ...]:
+    """Fetches every artifact whose object exists, into a new run directory. Returns notes for the user.
 
-    What a crash left of an earlier try is removed first: nothing has run in it. Raises MessageError or StoreError.
+    What a crash left of an earlier try is removed first, but for half downloads: nothing has run in it. Raises
+    MessageError or StoreError.
     """
-    experiment = install.experiment(run)
     check_image_source(experiment)
-    run_dir = install.run_dir(run)
-    notes = [*run.notes]
-    if (run_dir.status / "owner").exists():
-        # A job that this journal, restored from a backup maybe, knows nothing of: it keeps its files.
-        aside = run_dir.root.with_name(f"{run_dir.root.name}.{time.time_ns()}")
-        log.warning("%s: %s is another job's; moved to %s", run.key, run_dir.root, aside.name)
-        run_dir.root.replace(aside)
-    elif run_dir.root.exists():
-        shutil.rmtree(run_dir.root)
-    run_dir.root.mkdir(mode=0o700, parents=True)
-    for folder in (run_dir.status, run_dir.home, run_dir.experiment):
-        folder.mkdir(parents=True)
+    notes: list[str] = []
+    clear_away(run_dir)
+    for folder in (run_dir.transfer, run_dir.status, run_dir.home, run_dir.experiment):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     style: TarStyle | None = None
     left = experiment.resources.hdd or install.site.artifact_limit
     # The workspace first: its tar shows in which style this client packs.
     for tag in sorted(experiment.artifacts, key=lambda tag: (tag != "workspace", tag)):
         artifact = experiment.artifacts[tag]
         target = run_dir.given_image if artifact.tag == IMAGE_TAG else run_dir.experiment / artifact.tag
-        brought = bring(install, experiment, artifact, target, run_dir.root, style, left)
+        transfer.begin(f"{experiment.key}: fetching {tag}")
+        brought = bring(install, experiment, artifact, target, run_dir.transfer, style, left, transfer)
         if brought is None:
             continue
         style = brought.style
@@ -54,9 +52,33 @@ def stage(install: Install, run: Run) -> Run:
     run_dir.workspace.mkdir(exist_ok=True)
     (run_dir.experiment / "modeldir").mkdir(exist_ok=True)
     _open_log(run_dir, "output" in experiment.artifacts)
-    run_dir.style_file.write_text((style or style_by_version(experiment)).value)
-    return install.journal.move(run, State.STAGED, "input files are in place", run_dir=str(run_dir.root),
-                                notes=tuple(dict.fromkeys(notes)))
+    shutil.rmtree(run_dir.transfer)
+    # Last, for its presence says that everything else is there.
+    write_whole(run_dir.style_file, (style or style_by_version(experiment)).value, 0o600)
+    return tuple(notes)
+
+
+def staged(install: Install, run: Run, notes: tuple[str, ...]) -> Run:
+    """Records what `stage` did."""
+    return install.journal.move(run, State.STAGED, "input files are in place", run_dir=str(install.run_dir(run).root),
+                                notes=tuple(dict.fromkeys([*run.notes, *notes])))
+
+
+def clear_away(run_dir: RunDir) -> None:
+    """Empties a run directory in which nothing has run; transfers that were interrupted may go on."""
+    if (run_dir.status / "owner").exists():
+        # A job that this journal, restored from a backup maybe, knows nothing of: it keeps its files.
+        aside = run_dir.root.with_name(f"{run_dir.root.name}.{time.time_ns()}")
+        log.warning("%s is another job's; moved to %s", run_dir.root, aside.name)
+        run_dir.root.replace(aside)
+    run_dir.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in run_dir.root.iterdir():
+        if path == run_dir.transfer:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def check_image_source(experiment: Experiment) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hpcrunner.engine.install import Install
@@ -19,18 +20,28 @@ class Ticked:
 
 
 def tick(install: Install, max_messages: int | None = None) -> Ticked:
-    """Takes messages and moves every run as far as it can go. Safe to be killed at any instant."""
+    """Takes messages and moves every run as far as it can go. Safe to be killed at any instant.
+
+    Files may still be moving when it returns: see `install.transfers`, and `settle`.
+    """
     taken = len(intake(install, max_messages))
     if install.state.requests.is_dir() and any(install.state.requests.iterdir()):
         from hpcrunner.engine.cancel import take_requests
 
         take_requests(install)
-    if not install.journal.runs() and not install.journal.to_remove() and not _leftovers(install):
+    if not (install.journal.runs() or install.journal.to_remove() or _leftovers(install)):
         return Ticked(taken, 0)
     # Only now: most ticks find nothing to do, and shall cost nothing.
     from hpcrunner.engine.act import move_all
 
     return Ticked(taken, move_all(install))
+
+
+def settle(install: Install, show: Callable[[int], None] = lambda active: None) -> None:
+    """Goes on, without taking messages, until no files are moving any more."""
+    while install.transfers.under_way:
+        install.transfers.wait(install.site.poll_interval)
+        show(tick(install, 0).active)
 
 
 def _leftovers(install: Install) -> bool:

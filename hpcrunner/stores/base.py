@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 Progress = Callable[[int], None]
 """Told of bytes as they are moved; those that an earlier, interrupted try had moved are told at once. Called from
-any thread."""
+any thread. It may raise, which stops the transfer: what it raises comes out of the call, and what the call leaves is
+what an interrupted one leaves."""
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ class Artifact:
     credentials: Mapping[str, Any] | None = field(default=None, repr=False)
     sha256: str = ""
     """Of the object, in hexadecimal, if the message says it (`hash`)."""
+    save_frequency: float | None = None
+    """Seconds between its checkpoints, if they are others than the experiment's."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,9 @@ class Experiment:
     database: StoreConfig | None
     storage: StoreConfig | None
     save_frequency: float | None
+    """Seconds between checkpoints."""
+    metrics_frequency: float | None
+    """Seconds between lines in `_metrics`."""
     warnings: tuple[str, ...]
 
 
@@ -189,7 +194,8 @@ class _Reader:
             env=self._env(config.get("env")),
             database=self._store(config.get("database")),
             storage=self._store(config.get("storage")),
-            save_frequency=self._duration("config.saveWorkspaceFrequency", config.get("saveWorkspaceFrequency")),
+            save_frequency=self._frequency("config.saveWorkspaceFrequency", config.get("saveWorkspaceFrequency")),
+            metrics_frequency=self._frequency("config.saveMetricsFrequency", config.get("saveMetricsFrequency")),
             warnings=tuple(self.warnings),
         )
 
@@ -278,6 +284,10 @@ class _Reader:
             return None
         return seconds
 
+    def _frequency(self, path: str, value: Any) -> float | None:
+        """Zero is the client's own word for "never"."""
+        return None if value in (0, "0", "0s", "0m", "0h") else self._duration(path, value)
+
     def _time(self, value: Any) -> float | None:
         """Unix seconds; the runners before us ignored what can't be a date, and so do we."""
         try:
@@ -357,7 +367,8 @@ class _Reader:
             # null in messages of a grid search and of --reuse, whose objects are tars like all others.
             unpack=bool(_TAR.search(key or location or "")) if unpack is None else bool(unpack),
             location=location, key=key, bucket=_text(raw.get("bucket")),
-            credentials=credentials if isinstance(credentials, dict) else None, sha256=self._hash(tag, raw.get("hash")))
+            credentials=credentials if isinstance(credentials, dict) else None, sha256=self._hash(tag, raw.get("hash")),
+            save_frequency=self._frequency(f"experiment.artifacts.{tag}.saveFrequency", raw.get("saveFrequency")))
 
     def _hash(self, tag: str, value: Any) -> str:
         """No client writes one, so nothing says in which form it would be: only what can be no other is taken."""
