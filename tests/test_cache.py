@@ -37,7 +37,8 @@ from hpcrunner.journal.store import Journal
 from hpcrunner.locks import Lock
 from hpcrunner.stores.base import Stat
 from hpcrunner.stores.local import LocalStore
-from hpcrunner.wire.message import Artifact, parse
+from hpcrunner.wire.experiment import Artifact
+from hpcrunner.wire.message import parse
 from lab import Lab
 
 TESTS = Path(__file__).parent

@@ -12,7 +12,8 @@ import pytest
 from hpcrunner.artifacts.fingerprint import fingerprint
 from hpcrunner.engine.checkpoint import Due, due, first
 from hpcrunner.engine.outbox import Sent, read_sent
-from hpcrunner.wire.message import Experiment, parse
+from hpcrunner.wire.experiment import Experiment
+from hpcrunner.wire.message import parse
 from lab import Lab
 
 NOW = 1_000_000.0

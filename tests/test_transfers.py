@@ -317,7 +317,7 @@ def test_results_wait_for_the_store_and_are_neither_packed_nor_sent_twice(
         go_on(install, lambda: state(install, "e") is State.DONE)
         go_on(install, lambda: not install.journal.to_remove())
     assert lab.result("e", "retval") == {"./retval": b"1"}
-    assert sorted(packed) == ["_metadata", "modeldir", "output", "retval"]
+    assert sorted(packed) == ["_metadata", "_metrics", "modeldir", "output", "retval"]
     sent = [Path(location).stem for location in gate.calls]
     assert sent.count("modeldir") == sent.count("output") == 1 and sent.count("retval") > 8
     assert lab.record("e")["status"] == "finished"

@@ -12,7 +12,7 @@ from hpcrunner.engine.outbox import Outbox, Sent, read_sent
 from hpcrunner.engine.transfers import Transfer
 from hpcrunner.layout import RunDir
 from hpcrunner.model import Run
-from hpcrunner.wire.message import Experiment
+from hpcrunner.wire.experiment import Experiment
 
 
 @dataclass(frozen=True)

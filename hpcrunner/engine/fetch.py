@@ -24,7 +24,7 @@ from hpcrunner.artifacts.unpack import Limits, unpack
 from hpcrunner.engine.install import Install
 from hpcrunner.errors import MessageError, StoreError
 from hpcrunner.stores.base import Progress, Store
-from hpcrunner.wire.message import Artifact, Experiment
+from hpcrunner.wire.experiment import Artifact, Experiment
 
 _BLOB = re.compile(r"/blobstore/([0-9a-f]{64})\.t[a-z0-9.]+$")
 """The client names what it uploads by the SHA-256 of the tar (StudioML 0.0.49)."""

@@ -17,7 +17,7 @@ from hpcrunner.engine.transfers import Transfer
 from hpcrunner.errors import StoreError
 from hpcrunner.layout import RunDir
 from hpcrunner.model import Outcome, Run, State
-from hpcrunner.wire.message import Experiment
+from hpcrunner.wire.experiment import Experiment
 
 _LARGEST_LOG = 16 * 2**20
 """Bytes of a log that are kept for `hpcrunner logs`."""

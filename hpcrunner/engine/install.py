@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hpcrunner.images.cache import Images
     from hpcrunner.schedulers.base import Job, Scheduler
     from hpcrunner.stores.base import Access, Store
-    from hpcrunner.wire.message import Artifact, Experiment
+    from hpcrunner.wire.experiment import Artifact, Experiment
 
 log = logging.getLogger("hpcrunner")
 

@@ -12,7 +12,7 @@ from hpcrunner.errors import MessageError
 from hpcrunner.layout import RunDir, StateDir
 from hpcrunner.render import job
 from hpcrunner.schedulers.base import Scheduler, Submission
-from hpcrunner.wire.message import Experiment
+from hpcrunner.wire.experiment import Experiment
 
 
 def submission_of(action: Submit, run_dir: RunDir, tag: str) -> Submission:

@@ -21,7 +21,8 @@ from hpcrunner.engine.transfers import Transfer
 from hpcrunner.errors import StoreError
 from hpcrunner.files import write_whole
 from hpcrunner.layout import RunDir
-from hpcrunner.wire.message import Artifact, Experiment, safe_name
+from hpcrunner.wire.experiment import Artifact, Experiment
+from hpcrunner.wire.message import safe_name
 
 _PACKS = 3
 """So often a folder that changes while it is packed is packed again, before it is taken as it comes."""

@@ -17,7 +17,7 @@ from hpcrunner.errors import MessageError, StoreError
 from hpcrunner.files import write_whole
 from hpcrunner.layout import RunDir
 from hpcrunner.model import Run, State
-from hpcrunner.wire.message import Experiment
+from hpcrunner.wire.experiment import Experiment
 from hpcrunner.wire.requirements import needs_studioml
 
 IMAGE_TAG = "_singularity"

@@ -14,7 +14,7 @@ from typing import Any
 from hpcrunner.engine.install import Install, log, open_store
 from hpcrunner.errors import ChangedError, StoreError
 from hpcrunner.stores.base import Access, Content, Store
-from hpcrunner.wire.message import Experiment
+from hpcrunner.wire.experiment import Experiment
 
 _TRIES = 5
 """So often a record that somebody else is writing, too, is read and written again."""

@@ -22,7 +22,7 @@ from hpcrunner.layout import RunDir
 from hpcrunner.metadata.document import Document
 from hpcrunner.metadata.patch import merge
 from hpcrunner.model import Run
-from hpcrunner.wire.message import Experiment
+from hpcrunner.wire.experiment import Experiment
 
 TAG = "_metadata"
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase

@@ -12,7 +12,7 @@ from typing import Any
 
 from hpcrunner.layout import RunDir
 from hpcrunner.render import environment
-from hpcrunner.wire.message import Experiment
+from hpcrunner.wire.experiment import Experiment
 
 _LARGEST_STRING = 128 * 1024 - 1
 """Linux refuses a longer single argument or variable (execve(2), MAX_ARG_STRLEN)."""
