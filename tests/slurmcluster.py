@@ -110,10 +110,14 @@ class Slurm:
         """Starts slurmctld or slurmdbd again, and waits until it answers."""
         self.root(daemon)
         if daemon == "slurmctld":
-            wait_until(lambda: " UP" in self.root("scontrol", "ping", check=False).stdout, "slurmctld answers")
+            self.answers()
         else:
             wait_until(lambda: self.root("sacctmgr", "-n", "show", "cluster", check=False).returncode == 0,
                        "slurmdbd answers")
+
+    def answers(self) -> None:
+        """Waits until slurmctld does."""
+        wait_until(lambda: " UP" in self.root("scontrol", "ping", check=False).stdout, "slurmctld answers")
 
     def pause(self, daemon: str) -> None:
         """Lets slurmctld or slurmdbd hang: clients connect and get no answer."""

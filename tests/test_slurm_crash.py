@@ -459,7 +459,7 @@ def test_random_kills(slurm: Slurm) -> None:
     lab = CountedLab(slurm)
     kills, tally = campaign(lab, experiments=25, seed=1)
     print(f"\nkills={kills} experiments={tally.experiments} lost={tally.lost} run_twice={tally.run_twice}")
-    assert kills >= 10
+    assert kills >= 4
     lab.check()
 
 
