@@ -43,6 +43,11 @@ def studioml() -> services.StudioML:
 
 
 @pytest.fixture(scope="session")
+def studioml_old() -> services.StudioML:
+    return services.require("studioml-old")
+
+
+@pytest.fixture(scope="session")
 def slurm() -> slurmcluster.Slurm:
     return services.require("slurm")
 

@@ -4,6 +4,7 @@ however that happens. And a proxy, which counts what passes, and can be made to 
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "store-server"
+_REQUEST = re.compile(rb"([A-Z]+) ([^ ?]+)[^ ]* HTTP/1\.1\r\n")
 
 
 class CannotStart(Exception):
@@ -87,6 +89,8 @@ class Proxy:
         self.host = urlsplit(self.url).netloc
         self.up = self.down = 0
         """Bytes from clients to the server, and back."""
+        self.requests: list[tuple[str, str]] = []
+        """(method, path) of each, as they came."""
         self.rate: float | None = None
         """Bytes a second of each connection."""
         self.cut_after: int | None = None
@@ -125,6 +129,9 @@ class Proxy:
                     time.sleep(0.02)
                 if up:
                     self.up += len(data)
+                    # Clients send all headers of a request at once, after the whole of the one before.
+                    if request := _REQUEST.match(data):
+                        self.requests.append((request[1].decode(), request[2].decode()))
                 else:
                     self.down += len(data)
                 target.sendall(data)

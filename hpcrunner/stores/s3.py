@@ -5,6 +5,7 @@ not percent-encoded, as the client makes them of the endpoint's URL, whose schem
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,6 +25,10 @@ _AMAZON = "s3.amazonaws.com"
 _LARGEST_RECORD = 64 * 2**20
 _CONNECTIONS = 64
 """Kept open to one server, by all transfers of the process."""
+_BUCKET_STAYS = 60.0
+"""Seconds for which a bucket that was seen is taken to be there."""
+_buckets: dict[tuple[str | None, str], float] = {}
+"""Those that were seen, by URL and name, and when (monotonic)."""
 
 
 class S3Store:
@@ -174,11 +179,16 @@ class S3Store:
         the bucket that is missing, and why access is denied; an answer to GET has."""
         status = response_of(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
         if status in (400, 403, 404, 301) and code_of(error) in ("400", "403", "404", "301"):
+            known = place.settings.url, place.bucket
+            # Most of what an experiment may have is absent when it is staged: half of all requests would be these.
+            if status == 404 and time.monotonic() < _buckets.get(known, -_BUCKET_STAYS) + _BUCKET_STAYS:
+                return
             try:
                 place.client.get_object(Bucket=place.bucket, Key=place.key, Range="bytes=0-0")["Body"].close()
             except Exception as second:
                 if code_of(second) not in ABSENT:
                     raise second from None
+                _buckets[known] = time.monotonic()
                 return
             # It is there after all.
             raise Weather(f"{place.location}: appeared while it was looked for")
