@@ -605,6 +605,18 @@ def test_a_bucket_that_is_missing_is_no_absent_object(place: Place, key: str) ->
         assert not caught.value.transient
 
 
+@each(S3)
+def test_absent_objects_of_a_bucket_that_was_seen_are_asked_for_once(proxied: Place, key: str) -> None:
+    """The first answer doesn't say whether the bucket is there, so that is asked; once, not for each of thousands."""
+    def requests(location: str) -> list[str]:
+        proxied.proxy.requests.clear()
+        assert proxied.store.stat(location) is None
+        return [method for method, _ in proxied.proxy.requests]
+
+    assert requests(proxied.location(key)) == ["HEAD", "GET"]
+    assert requests(proxied.location(f"{key}-another")) == ["HEAD"]
+
+
 @pytest.mark.service("seaweedfs")
 def test_a_public_object_is_read_without_credentials(seaweed: Place) -> None:
     client(seaweed.server).create_bucket(Bucket="public")
