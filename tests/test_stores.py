@@ -27,7 +27,7 @@ from hpcrunner.config.site import Site
 from hpcrunner.engine.install import open_store
 from hpcrunner.errors import ChangedError, StoreError
 from hpcrunner.stores.base import Access, Store
-from storeservers import Proxy, Server
+from storeservers import Proxy, Server, client
 
 MIB = 2**20
 PART = 5 * MIB
@@ -121,15 +121,6 @@ def bucket_of(name: str) -> Server:
                                          json.dumps({"name": BUCKET}).encode(), {"Content-Type": "application/json"})
         urllib.request.urlopen(request).close()
     return server
-
-
-def client(server: Server) -> Any:
-    from botocore.config import Config
-    from botocore.session import Session
-
-    return Session().create_client("s3", region_name="us-east-1", endpoint_url=server.url,
-                                   aws_access_key_id="testkey", aws_secret_access_key="testsecret",
-                                   config=Config(retries={"total_max_attempts": 8}))
 
 
 @pytest.fixture(autouse=True)
