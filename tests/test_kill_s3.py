@@ -88,13 +88,13 @@ class S3Lab(InS3, Lab):
     def is_in(self, phase: str, since: float) -> bool:
         """Whether the disk shows that what was started at `since` is, or was when it was killed, at such work."""
         if phase == "download":
-            return any(_newer((self.state / "cache" / "parts").glob("*/.data.part"), since))
+            return _newer(self.state / "cache" / "parts", "*/.data.part", since)
         for run in (self.state / "runs").glob("*"):
             if phase == "unpack":
-                found = any(_newer(run.glob("studioml/experiments/*/.workspace.part"), since))
+                found = _newer(run, "studioml/experiments/*/.workspace.part", since)
             else:
                 is_over = (run / "status" / "exit").exists()
-                found = is_over == (phase == "upload") and any(_newer(run.glob("transfer/*modeldir.*"), since))
+                found = is_over == (phase == "upload") and _newer(run, "transfer/*modeldir.*", since)
             if found:
                 return True
         return False
@@ -103,13 +103,11 @@ class S3Lab(InS3, Lab):
         return [str(entry) for entry in Cache(self.state / "cache", 0).entries() if digest_of(entry.data) not in self.inputs]
 
 
-def _newer(paths: Iterator[Path], since: float) -> Iterator[Path]:
-    for path in paths:
-        try:
-            if path.stat().st_mtime >= since:
-                yield path
-        except FileNotFoundError:
-            continue
+def _newer(folder: Path, pattern: str, since: float) -> bool:
+    try:
+        return any(path.stat().st_mtime >= since for path in folder.glob(pattern))
+    except FileNotFoundError:  # removed meanwhile
+        return False
 
 
 class Reader(threading.Thread):

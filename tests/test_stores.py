@@ -341,11 +341,12 @@ def test_a_download_of_an_object_that_is_another_by_now_starts_anew(proxied: Pla
 
 
 @each(("seaweedfs", "moto", "fake-gcs"))
-def test_an_upload_of_a_file_that_is_another_by_now_starts_anew(proxied: Place, key: str) -> None:
+@pytest.mark.parametrize("size", [LARGE, 1000])
+def test_an_upload_of_a_file_that_is_another_by_now_starts_anew(proxied: Place, key: str, size: int) -> None:
     location, source = proxied.location(key), proxied.tmp / "source"
     source.write_bytes(noise(LARGE))
     killed(proxied, "put", location, source, 20 * MIB)
-    other = noise(LARGE)[::-1]
+    other = noise(LARGE)[::-1][:size]
     source.write_bytes(other)
     proxied.store.put(source, location)
     proxied.store.fetch(location, proxied.tmp / "target")
@@ -353,6 +354,18 @@ def test_an_upload_of_a_file_that_is_another_by_now_starts_anew(proxied: Place, 
     if proxied.name in S3:
         uploads = client(proxied.server).list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
         assert [upload for upload in uploads if upload["Key"] == key] == []
+
+
+@each(("seaweedfs", "moto"))
+def test_parts_of_an_upload_whose_name_was_never_noted_go_with_the_next(place: Place, key: str) -> None:
+    s3, source = client(place.server), place.tmp / "source"
+    s3.create_multipart_upload(Bucket=BUCKET, Key=key)
+    s3.create_multipart_upload(Bucket=BUCKET, Key=f"{key}.other")
+    (place.tmp / ".source.upload").touch()
+    source.write_bytes(noise(LARGE))
+    place.store.put(source, place.location(key))
+    uploads = s3.list_multipart_uploads(Bucket=BUCKET)["Uploads"]
+    assert [upload["Key"] for upload in uploads if upload["Key"].startswith(key)] == [f"{key}.other"]
 
 
 @each(("seaweedfs", "moto", "fake-gcs", "http"))

@@ -133,6 +133,12 @@ class S3Store:
         with place.faults():
             place.client.abort_multipart_upload(Bucket=place.bucket, Key=place.key, UploadId=upload)
 
+    def unfinished(self, location: str) -> list[str]:
+        place = self._place(location)
+        with place.faults():
+            answer = place.client.list_multipart_uploads(Bucket=place.bucket, Prefix=place.key)
+        return [str(one["UploadId"]) for one in answer.get("Uploads", []) if one["Key"] == place.key]
+
     def _read(self, location: str) -> Content | None:
         place = self._place(location)
         with place.faults():
