@@ -423,6 +423,26 @@ def restart(place: Place, after: int) -> None:
     place.server.start()
 
 
+@each(S3)
+@pytest.mark.parametrize("way", ["put", "write"])
+def test_a_connection_that_dies_before_the_content_came_leaves_the_old_object(
+        proxied: Place, key: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcrunner.stores._retry.TRIES", 1)
+    location, source = proxied.put(key, b"old"), proxied.tmp / "source"
+    source.write_bytes(bytes(10_000))
+    assert proxied.store.read(location).data == b"old"  # It knows now how to speak to the server.
+    proxied.proxy.cut_after = proxied.proxy.moved + 1  # The head of the request passes, and nothing else.
+    with pytest.raises(StoreError) as caught:
+        if way == "put":
+            proxied.store.put(source, location)
+        else:
+            proxied.store.write(bytes(10_000), location)
+    assert caught.value.transient
+    time.sleep(0.5)
+    proxied.proxy.cut_after = None
+    assert proxied.store.read(location).data == b"old"
+
+
 @each(("moto", "http", "gcs-emulator"))
 def test_a_server_that_stays_away_is_weather(proxied: Place, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpcrunner.stores._retry.TRIES", 2)
