@@ -9,7 +9,7 @@ import tarfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -27,7 +27,8 @@ pytestmark = pytest.mark.service("seaweedfs")
 
 MIB = 2**20
 PATIENCE = 120.0
-PHASES = ("download", "unpack", "checkpoint", "upload")
+PHASES = {"download": 1.0, "unpack": 0.05, "checkpoint": 0.7, "upload": 0.7}
+"""And within how many seconds after the beginning of each a kill comes."""
 BLOCKS = 4096
 """The state that a job saves: as many times its number, in 4 KiB."""
 LAST = 2**32
@@ -167,7 +168,7 @@ def kill(lab: S3Lab, phase: str, chance: random.Random) -> str | None:
     while process.poll() is None and not lab.is_in(phase, since):
         assert time.monotonic() < end, f"no {phase} begins"
         time.sleep(0.002)
-    time.sleep(chance.uniform(0, 0.05 if phase == "unpack" else 0.6))
+    time.sleep(chance.uniform(0, PHASES[phase]))
     process.kill()
     if process.wait() == 0:
         return None
@@ -195,9 +196,6 @@ def campaign(lab: S3Lab, wanted: int, seed: int) -> Counter[str]:
     reader.join()
     assert reader.versions >= len(lab.keys)
     check(lab)
-    print(f"\nkills={hits.total()} experiments={len(lab.keys)} half_artifacts={len(reader.halves)} "
-          f"wrong_entries={len(lab.wrong_entries())}")
-    print(f"of the kills during {', '.join(f'{phase} {hits[phase]}' for phase in PHASES)}; {reader.versions} results read")
     return hits
 
 
@@ -219,22 +217,34 @@ def check(lab: S3Lab) -> None:
     assert not lab.s3.list_multipart_uploads(Bucket=lab.bucket).get("Uploads"), "parts are left in the store"
 
 
-@pytest.fixture
-def lab(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[S3Lab]:
+def run(root: Path, kills: int, labs: int) -> Counter[str]:
+    """Campaigns side by side; so many kills each."""
     server = services.require("seaweedfs")
     assert isinstance(server, Server)
-    proxy = Proxy(server.url)
-    proxy.rate = 10 * MIB
-    yield S3Lab(tmp_path, server, proxy, f"kills-{sha256(request.node.name.encode()).hexdigest()[:8]}")
-    proxy.close()
+
+    def one(number: int) -> tuple[S3Lab, Counter[str]]:
+        proxy = Proxy(server.url)
+        proxy.rate = 8 * MIB
+        lab = S3Lab(root / str(number), server, proxy, f"kills-{labs}-{number}")
+        hits = campaign(lab, kills, seed=number)
+        proxy.close()
+        return lab, hits
+
+    with ThreadPoolExecutor(labs) as threads:
+        done = list(threads.map(one, range(labs)))
+    hits = sum((hits for _, hits in done), Counter[str]())
+    # Of what is none, as each campaign has asserted.
+    print(f"\n{', '.join(f'{phase} {hits[phase]}' for phase in PHASES)}, elsewhere {hits['']}")
+    print(f"kills={hits.total()} experiments={sum(len(lab.keys) for lab, _ in done)} half_artifacts=0 wrong_entries=0")
+    return hits
 
 
-def test_kills_while_files_move(lab: S3Lab) -> None:
-    hits = campaign(lab, 12, seed=1)
+def test_kills_while_files_move(tmp_path: Path) -> None:
+    hits = run(tmp_path, 12, labs=1)
     assert all(hits[phase] for phase in PHASES)
 
 
 @pytest.mark.soak
-def test_many_kills_while_files_move(lab: S3Lab) -> None:
-    hits = campaign(lab, 200, seed=2)
+def test_many_kills_while_files_move(tmp_path: Path) -> None:
+    hits = run(tmp_path, 100, labs=2)
     assert all(hits[phase] >= 20 for phase in PHASES)
