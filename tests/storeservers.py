@@ -78,6 +78,16 @@ def stop_all() -> None:
     _servers.clear()
 
 
+def client(server: Server) -> Any:
+    """For a server that speaks S3."""
+    from botocore.config import Config
+    from botocore.session import Session
+
+    return Session().create_client("s3", region_name="us-east-1", endpoint_url=server.url,
+                                   aws_access_key_id="testkey", aws_secret_access_key="testsecret",
+                                   config=Config(retries={"total_max_attempts": 8}))
+
+
 class Proxy:
     """Passes TCP connections on to a server."""
 

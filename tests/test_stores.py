@@ -27,7 +27,7 @@ from hpcrunner.config.site import Site
 from hpcrunner.engine.install import open_store
 from hpcrunner.errors import ChangedError, StoreError
 from hpcrunner.stores.base import Access, Store
-from storeservers import Proxy, Server
+from storeservers import Proxy, Server, client
 
 MIB = 2**20
 PART = 5 * MIB
@@ -121,15 +121,6 @@ def bucket_of(name: str) -> Server:
                                          json.dumps({"name": BUCKET}).encode(), {"Content-Type": "application/json"})
         urllib.request.urlopen(request).close()
     return server
-
-
-def client(server: Server) -> Any:
-    from botocore.config import Config
-    from botocore.session import Session
-
-    return Session().create_client("s3", region_name="us-east-1", endpoint_url=server.url,
-                                   aws_access_key_id="testkey", aws_secret_access_key="testsecret",
-                                   config=Config(retries={"total_max_attempts": 8}))
 
 
 @pytest.fixture(autouse=True)
@@ -350,11 +341,12 @@ def test_a_download_of_an_object_that_is_another_by_now_starts_anew(proxied: Pla
 
 
 @each(("seaweedfs", "moto", "fake-gcs"))
-def test_an_upload_of_a_file_that_is_another_by_now_starts_anew(proxied: Place, key: str) -> None:
+@pytest.mark.parametrize("size", [LARGE, 1000])
+def test_an_upload_of_a_file_that_is_another_by_now_starts_anew(proxied: Place, key: str, size: int) -> None:
     location, source = proxied.location(key), proxied.tmp / "source"
     source.write_bytes(noise(LARGE))
     killed(proxied, "put", location, source, 20 * MIB)
-    other = noise(LARGE)[::-1]
+    other = noise(LARGE)[::-1][:size]
     source.write_bytes(other)
     proxied.store.put(source, location)
     proxied.store.fetch(location, proxied.tmp / "target")
@@ -362,6 +354,18 @@ def test_an_upload_of_a_file_that_is_another_by_now_starts_anew(proxied: Place, 
     if proxied.name in S3:
         uploads = client(proxied.server).list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
         assert [upload for upload in uploads if upload["Key"] == key] == []
+
+
+@each(("seaweedfs", "moto"))
+def test_parts_of_an_upload_whose_name_was_never_noted_go_with_the_next(place: Place, key: str) -> None:
+    s3, source = client(place.server), place.tmp / "source"
+    s3.create_multipart_upload(Bucket=BUCKET, Key=key)
+    s3.create_multipart_upload(Bucket=BUCKET, Key=f"{key}.other")
+    (place.tmp / ".source.upload").touch()
+    source.write_bytes(noise(LARGE))
+    place.store.put(source, place.location(key))
+    uploads = s3.list_multipart_uploads(Bucket=BUCKET)["Uploads"]
+    assert [upload["Key"] for upload in uploads if upload["Key"].startswith(key)] == [f"{key}.other"]
 
 
 @each(("seaweedfs", "moto", "fake-gcs", "http"))
@@ -417,6 +421,26 @@ def restart(place: Place, after: int) -> None:
     place.server.kill()
     time.sleep(0.5)
     place.server.start()
+
+
+@each(S3)
+@pytest.mark.parametrize("way", ["put", "write"])
+def test_a_connection_that_dies_before_the_content_came_leaves_the_old_object(
+        proxied: Place, key: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcrunner.stores._retry.TRIES", 1)
+    location, source = proxied.put(key, b"old"), proxied.tmp / "source"
+    source.write_bytes(bytes(10_000))
+    assert proxied.store.read(location).data == b"old"  # It knows now how to speak to the server.
+    proxied.proxy.cut_after = proxied.proxy.moved + 1  # The head of the request passes, and nothing else.
+    with pytest.raises(StoreError) as caught:
+        if way == "put":
+            proxied.store.put(source, location)
+        else:
+            proxied.store.write(bytes(10_000), location)
+    assert caught.value.transient
+    time.sleep(0.5)
+    proxied.proxy.cut_after = None
+    assert proxied.store.read(location).data == b"old"
 
 
 @each(("moto", "http", "gcs-emulator"))

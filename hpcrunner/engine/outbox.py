@@ -37,6 +37,8 @@ class Sent:
     digest: str = ""
     """Of the files as they were then (`artifacts.fingerprint`); empty if they may have changed unseen."""
     is_final: bool = False
+    is_packed: bool = False
+    """The tar that lies there is the final one, which the store has not confirmed yet."""
 
 
 class Outbox:
@@ -69,7 +71,7 @@ class Outbox:
             before, at = fingerprint(source), time.time()
             known = self.sent.get(artifact.tag)
             if known is None or known.digest != before.digest:
-                packed = self._run_dir.transfer / f"{safe_name(artifact.tag)}.checkpoint.tar"
+                packed = self._packed(artifact.tag)
                 for _ in range(_PACKS):
                     before, at = fingerprint(source), time.time()
                     self._pack(artifact, source, packed)
@@ -95,10 +97,11 @@ class Outbox:
             known = self.sent.get(artifact.tag)
             if known and (known.is_final or (known.digest and known.digest == fingerprint(source).digest)):
                 continue
-            packed = self._run_dir.transfer / f"{safe_name(artifact.tag)}.tar"
+            packed = self._packed(artifact.tag)
             try:
-                if not packed.exists():
+                if not (known and known.is_packed and packed.exists()):
                     self._pack(artifact, source, packed)
+                    self._note(artifact.tag, Sent(time.time(), is_packed=True))
                 self._put(artifact, packed)
                 self._remember(artifact.tag, Sent(time.time(), is_final=True))
             except (StoreError, OSError) as error:
@@ -123,18 +126,25 @@ class Outbox:
         self._transfer.begin(f"{self._experiment.key}: sending {artifact.tag}", packed.stat().st_size)
         self._install.store(self._experiment, artifact).put(packed, artifact.location, self._transfer)
 
+    def _packed(self, tag: str) -> Path:
+        """One name for checkpoints and results: by what an interrupted one leaves there, the next one has the store
+        forget its parts."""
+        return self._run_dir.transfer / f"{safe_name(tag)}.tar"
+
     def _remember(self, tag: str, sent: Sent) -> None:
         """First noted, then the tar is removed: after a crash in between it is only a waste of space."""
+        self._note(tag, sent)
+        self._packed(tag).unlink(missing_ok=True)
+
+    def _note(self, tag: str, sent: Sent) -> None:
         self.sent[tag] = sent
         write_whole(self._run_dir.sent_file, json.dumps({tag: asdict(one) for tag, one in self.sent.items()}), 0o600)
-        for name in (f"{safe_name(tag)}.tar", f"{safe_name(tag)}.checkpoint.tar"):
-            (self._run_dir.transfer / name).unlink(missing_ok=True)
 
 
 def read_sent(path: Path) -> dict[str, Sent]:
     """By tag; empty if nothing is known."""
     try:
-        return {str(tag): Sent(float(one["at"]), str(one["digest"]), one["is_final"] is True)
+        return {str(tag): Sent(float(one["at"]), str(one["digest"]), one["is_final"] is True, one["is_packed"] is True)
                 for tag, one in json.loads(path.read_text()).items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}

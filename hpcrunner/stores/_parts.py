@@ -53,6 +53,10 @@ class Sink(Protocol):
 
     def abort(self, location: str, upload: str) -> None: ...
 
+    def unfinished(self, location: str) -> list[str]:
+        """Names of uploads of that object that were begun, and neither completed nor aborted."""
+        ...
+
 
 def put(sink: Sink, source: Path, location: str, *, threads: int, part: int, progress: Progress | None = None) -> None:
     """See `Store.put`. Files of up to `part` bytes go in one piece."""
@@ -60,22 +64,29 @@ def put(sink: Sink, source: Path, location: str, *, threads: int, part: int, pro
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         try:
             identity = Identity.of(fd)
+            file = source.with_name(f".{source.name}.upload")
+            was_interrupted = file.exists()  # this one, or one of another file that lay there
             if identity.size <= part:
                 persist(lambda: sink.put_small(location, Window(fd, 0, identity.size)))
                 check_unchanged(fd, identity, source)
                 if progress:
                     progress(identity.size)
+                if was_interrupted:
+                    with open_notes(file, {}) as notes:
+                        _abort_strays(sink, location, notes)
+                        notes.drop()
                 return
             step = max(part, -(-identity.size // _MOST_PARTS))
             about = {"location": location, "part": step, **asdict(identity)}
-            with open_notes(source.with_name(f".{source.name}.upload"), about) as notes:
-                _abort_void(sink, notes)
+            with open_notes(file, about) as notes:
                 upload = _Upload(sink, location, fd, source, identity, notes, step, progress)
                 try:
                     upload.run(threads)
                 except UploadGone:
                     notes.restart()
                     _Upload(sink, location, fd, source, identity, notes, step, progress).run(threads)
+                if was_interrupted:
+                    _abort_strays(sink, location, notes)
                 notes.drop()
         finally:
             os.close(fd)
@@ -146,8 +157,12 @@ class _Upload:
         return min(self._step, self._identity.size - (number - 1) * self._step)
 
 
-def _abort_void(sink: Sink, notes: Notes) -> None:
-    """Ends the upload of a file that is another by now: stores charge for parts until somebody does."""
-    if len(notes.void) > 1:
-        with contextlib.suppress(StoreError, TypeError, KeyError, IndexError):
-            sink.abort(notes.void[0]["location"], notes.void[1][0])
+def _abort_strays(sink: Sink, location: str, notes: Notes) -> None:
+    """Ends what interrupted tries have left of an object that is whole by now: stores charge for parts until somebody
+    does. The store is asked, if it tells us, since a kill may come before the upload's name is noted."""
+    strays = [str(notes.void[1][0])] if len(notes.void) > 1 else []
+    with contextlib.suppress(StoreError):
+        strays += sink.unfinished(location)
+    for upload in dict.fromkeys(strays):
+        with contextlib.suppress(StoreError):
+            sink.abort(location, upload)
