@@ -32,6 +32,7 @@ from hpcrunner.config.load import load
 from hpcrunner.engine.fetch import Brought, bring, expected_digest
 from hpcrunner.engine.install import Install
 from hpcrunner.engine.prepare import stage
+from hpcrunner.engine.transfers import Transfer
 from hpcrunner.errors import ArchiveError, MessageError, StoreError
 from hpcrunner.journal.store import Journal
 from hpcrunner.locks import Lock
@@ -308,7 +309,8 @@ class Staged:
             install = Install(self.site, journal)
             run = journal.receive("queue", json.dumps(message).encode(), key=key)
             assert run
-            stage(install, run)
+            stage(install, install.experiment(run), install.run_dir(run),
+                  Transfer(run, "", lambda _: None, print, print, lambda: None))
             self.cached = 0 if install.cache is None else len(install.cache.entries())
             return install.run_dir(run).workspace
 
@@ -667,7 +669,7 @@ class Slow(CountingStore):
             while at < len(content):
                 file.write(content[at:at + 20_000]); file.flush()
                 at += 20_000
-                time.sleep(0.005)
+                time.sleep(0.02)
         part.replace(target)
         return self.stat(location)
 place = Place(root / f"runs-{seed}")
