@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from disks import remount, small_disk
 from hpcrunner.engine.cancel import request
 from lab import Lab
 
@@ -199,16 +200,10 @@ def test_the_engine_is_missed_before_anything_is_taken(lab: Lab) -> None:
 def on_small_disk(tmp_path: Path) -> Iterator[Lab]:
     """A lab with one experiment that waits, whose state_dir is a file system of its own."""
     lab = Lab(tmp_path, working_dir=str(tmp_path / "runs"), image_dir=str(tmp_path / "images"), max_cores=1)
-    lab.state.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", lab.state], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    try:
+    with small_disk(lab.state, "1m"):
         lab.submit("e", "import time; time.sleep(60)", max_duration="20s")
         lab.tick()
         yield lab
-    finally:
-        subprocess.run(["umount", "--lazy", lab.state], check=True)
 
 
 def said(lab: Lab, *arguments: str) -> tuple[int, str]:
@@ -242,7 +237,7 @@ def test_a_full_disk_is_told_in_a_sentence(on_small_disk: Lab) -> None:
 
 def test_a_read_only_disk_can_be_looked_at(on_small_disk: Lab) -> None:
     lab = on_small_disk
-    subprocess.run(["mount", "-o", "remount,ro", lab.state], check=True)
+    remount(lab.state, "ro")
     assert lab.status()["e"]["state"] == "staged"
     assert said(lab, "doctor") == (0, "nothing found\n")
     for command in (["cancel", "e"], ["submit-from-queue"]):

@@ -181,3 +181,14 @@ def test_an_outage_is_told_after_ten_minutes_and_only_while_it_is_asked() -> Non
     assert health.outage(90_000) == ""
     health.worked(1800)
     assert health.outage(1801) == ""
+
+
+def test_elements_of_an_array_have_one_name() -> None:
+    """The last of them is over; the others aren't strangers for that."""
+    over = time.time() - 3600
+    runs = [a_run("a0", State.RUNNING, job_name="hrx", job_id="45_0"),
+            a_run("a1", State.DONE, job_name="hrx", job_id="45_1", updated_at=over)]
+    live = [LiveJob("45_0", "hrx", "RUNNING")]
+    assert list(doctor._unknown(live, runs, {}, "slurm")) == []
+    assert list(doctor._unknown(live, runs[::-1], {}, "slurm")) == []
+    assert said(doctor._unknown(live, runs[1:], {}, "slurm")) == ["job 45_0 (hrx, RUNNING) is of a1, which is over"]

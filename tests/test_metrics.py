@@ -64,7 +64,7 @@ def test_one_line_at_the_end_without_a_frequency_and_cards_if_there_are_any(tmp_
     site = load(lab.site, overrides={}).site
     text = script(site, "direct.sh.j2", Script(RunDir(tmp_path, "x"), "tag", "x", ["true"], 9, "walltime", tmp_path, tmp_path / "log",
                                                gpus=1, gpu_ids=("GPU-1",), metrics=tmp_path / "out"))
-    begin, end = text.index("measured_ticks=0"), text.index("# Every background job")
+    begin, end = text.index("measured_ticks=0"), text.index("# Program and timer get")
     import subprocess
 
     subprocess.run(["/bin/bash", "-c", f"now() {{ date +%s.%N; }}; started=$(now); {text[begin:end]}\nmeasure"], check=True,

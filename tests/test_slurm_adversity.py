@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from countedlab import Commands, CountedLab
+from disks import remount, small_disk
 from slurmcluster import Slurm, wait_until
 
 pytestmark = pytest.mark.service("slurm")
@@ -35,16 +37,23 @@ def reaches(lab: CountedLab, key: str, state: str) -> str:
     return str(lab.status()[key]["job_id"])
 
 
-def test_a_renamed_job_is_not_run_beside_itself(slurm: Slurm) -> None:
-    lab = CountedLab(slurm)
+def goes_on(lab: CountedLab) -> None:
+    """Ticks for longer than `lost_after`."""
+    end = time.monotonic() + 8
+    while time.monotonic() < end:
+        lab.tick()
+
+
+@pytest.mark.service("slurm-plain")
+def test_a_renamed_job_is_not_run_beside_itself(slurm_plain: Slurm) -> None:
+    """Without accounting, which would still have it as running."""
+    slurm, lab = slurm_plain, CountedLab(slurm_plain)
     lab.add("single", gate=True)
     lab.add("array1", "array2", gate=True, resources_needed={"cpus": 2, "gpus": 0})
     jobs = [reaches(lab, key, "running") for key in ("single", "array1", "array2")]
     for job in jobs:
         slurm.run("scontrol", "update", f"jobid={job}", "jobname=mine")
-    for _ in range(12):  # longer than `lost_after`
-        lab.tick()
-        wait_until(lambda: True, "a while")
+    goes_on(lab)
     assert [lab.status()[key]["state"] for key in ("single", "array1", "array2")] == ["running"] * 3
     lab.hpcrunner("cancel", "array1")
     assert ends(lab, "array1")["outcome"] == "cancelled"
@@ -56,11 +65,7 @@ def test_a_renamed_job_is_not_run_beside_itself(slurm: Slurm) -> None:
 
 
 def test_a_program_that_fills_the_disk_is_not_run_again(slurm: Slurm) -> None:
-    disk = slurm.folder / "labs" / "small-disk"
-    disk.mkdir()
-    size = f"size=2m,uid={slurm.uid},gid={slurm.gid},mode=755"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)], check=True)
-    try:
+    with small_disk(slurm.folder / "labs" / "small-disk", "2m", slurm.uid) as disk:
         lab = CountedLab(slurm, working_dir=str(disk))
         lab.submit("full", f"""
 import os, shutil
@@ -75,20 +80,14 @@ shutil.rmtree("../../../../status", ignore_errors=True)
 """)
         # Packing its results needs room, too: they wait for it.
         wait_until(lambda: lab.tick() and lab.status()["full"]["state"] == "ending", "it is over", 60)
-        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        remount(disk, "size=20m")
         assert ends(lab, "full")["outcome"] == "succeeded"
         assert lab.result("full", "retval") == {"./retval": b"42"}
         assert (lab.root / "count").read_text() == "ran\n"
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_no_room_to_stage_is_waited_for(slurm: Slurm) -> None:
-    disk = slurm.folder / "labs" / "full-disk"
-    disk.mkdir()
-    size = f"size=64k,uid={slurm.uid},gid={slurm.gid},mode=755"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)], check=True)
-    try:
+    with small_disk(slurm.folder / "labs" / "full-disk", "64k", slurm.uid) as disk:
         lab = CountedLab(slurm, working_dir=str(disk))
         with lab.as_user():
             (disk / "filler").write_bytes(bytes(60_000))
@@ -100,11 +99,8 @@ def test_no_room_to_stage_is_waited_for(slurm: Slurm) -> None:
         assert run["state"] == "received" and "No space left on device" in str(run["history"]), run
         assert str(disk) in str(run["history"])
         (disk / "filler").unlink()
-        edit(lab, "UPDATE runs SET not_before = 0")
-        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        remount(disk, "size=20m")
         assert ends(lab, "e")["outcome"] == "succeeded"
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def edit(lab: CountedLab, statement: str) -> None:
@@ -154,8 +150,7 @@ def test_a_silent_squeue_and_a_scancel_that_reaches_nobody(slurm: Slurm) -> None
     reaches(lab, "e", "running")
     wait_until(lambda: "RUNNING" in slurm.run("sacct", "-nX", "-ostate").stdout, "sacct knows it")
     commands.replace("squeue", "exit 0")
-    for _ in range(12):
-        lab.tick()
+    goes_on(lab)
     assert lab.status()["e"]["state"] == "running" and lab.times_run("e") == 1
     commands.restore("squeue")
     commands.replace("scancel", "echo 'scancel: error: Kill job error on job id 1: Unable to contact slurm controller (connect failure)' >&2; exit 8")

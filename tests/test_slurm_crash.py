@@ -11,13 +11,12 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from countedlab import Commands, CountedLab, Tally
+from disks import small_disk
 from slurmcluster import Slurm, wait_until
 from test_kill import KILLER
 
@@ -314,11 +313,13 @@ def test_two_login_nodes_take_turns(slurm: Slurm) -> None:
         # The first one stands still for longer than its lease lasts.
         stand_still(lab, first)
         lab.add("later", gate=True)
+        time.sleep(1.5)  # LASTS of the second one
         others.append(second := lab.work("-c", IMPATIENT, "submit-from-queue", "--wait", prefix=LOGIN2))
         lab.reaches("later", "running")
-        # It comes back, sees the same ends, and may not act on them.
+        # It comes back, sees the same ends, and may not act on them. There is work for as long as it may need to see it.
+        lab.add("last", seconds=8)
+        lab.reaches("last", "running")
         first.send_signal(signal.SIGCONT)
-        lab.add("last", gate=True)
         lab.open_gate()
         assert first.wait(60) == 75, lab.log()
         assert second.wait(120) == 0, lab.log()
@@ -354,19 +355,6 @@ sys.exit(main(arguments))
 """
 
 
-@contextmanager
-def small_disk(folder: Path, uid: int) -> Iterator[None]:
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=2m,mode=700,uid={uid}", "tmpfs", folder],
-                          capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 # Where the disk is full, whether the message is acknowledged by then, and how many jobs there are.
 @pytest.mark.parametrize(("point", "when", "acknowledged", "jobs"), [
     ("hpcrunner.cli.submit:run", "before", False, 0),
@@ -376,7 +364,7 @@ def small_disk(folder: Path, uid: int) -> Iterator[None]:
 ])
 def test_disk_full_at(point: str, when: str, acknowledged: bool, jobs: int, slurm: Slurm) -> None:
     lab = CountedLab(slurm)
-    with small_disk(lab.state, slurm.uid):
+    with small_disk(lab.state, "2m", slurm.uid):
         # What lies in the state directory by default is larger.
         lab.change(working_dir=str(lab.root / "work"))
         lab.add("before")

@@ -11,7 +11,7 @@ import pytest
 
 from hpcrunner.errors import BusyError, HpcrunnerError
 from hpcrunner.model import Place, Request
-from hpcrunner.schedulers.base import Batch, Job, NodesRefused, Submission, SubmitDeferred
+from hpcrunner.schedulers.base import Batch, NodesRefused, Submission, SubmitDeferred
 from hpcrunner.schedulers.slurm import answers
 from hpcrunner.schedulers.slurm.options import SlurmOptions
 from hpcrunner.schedulers.slurm.scheduler import SlurmScheduler
@@ -20,8 +20,6 @@ from hpcrunner.schedulers.slurm.scheduler import SlurmScheduler
 class Client:
     def __init__(self) -> None:
         self.submitted: list[str] = []
-        self.cancelled: list[str] = []
-        self.signalled: list[str] = []
         self.answer = ""
         """What sbatch fails with; empty if it doesn't."""
         self._lock = Lock()
@@ -33,12 +31,6 @@ class Client:
             if self.answer:
                 raise answers.error(1, "", f"sbatch: error: Batch job submission failed: {self.answer}", False)
             return str(len(self.submitted))
-
-    def cancel(self, ids: list[str]) -> None:
-        self.cancelled += ids
-
-    def signal(self, ids: list[str]) -> None:
-        self.signalled += ids
 
 
 @pytest.fixture
@@ -91,9 +83,3 @@ def test_nodes_to_avoid_are_no_reason_to_refuse(slurm: SlurmScheduler, client: C
     assert isinstance(answer, NodesRefused)
     [(_, answer)] = slurm.submit(batches(1))
     assert isinstance(answer, HpcrunnerError) and not isinstance(answer, NodesRefused)
-
-
-def test_an_element_is_never_cancelled_by_its_arrays_id(slurm: SlurmScheduler, client: Client) -> None:
-    waits, runs = Job("a", "45", Path("/x"), "hr", task=2), Job("b", "45", Path("/x"), "hr", task=3, is_running=True)
-    slurm.cancel([waits, runs, Job("c", "46", Path("/x"), "hr"), Job("d", "47_1", Path("/x"), "hr", task=1)])
-    assert (client.cancelled, client.signalled) == (["45_2", "46", "47_1"], ["45_3"])

@@ -497,18 +497,18 @@ def test_rows_of_many_elements_are_known_as_such() -> None:
 
 
 def test_a_giant_array_of_somebody_else_is_one_row() -> None:
-    def rows(name: str, elements: str) -> list[str]:
-        return [row.job_id for row in parse_queue(queue_line(f"45_[{elements}]", "PENDING", "Priority", "", name))]
+    def rows(name: str, elements: str, folder: str = "/w") -> list[str]:
+        return [row.job_id for row in parse_queue(queue_line(f"45_[{elements}]", "PENDING", "Priority", "", name, folder=folder))]
     assert rows("sweep", "0-3999999%50") == ["45_[0-3999999%50]"]
     assert rows("sweep", "0,2-2000:2,9") == ["45_[0,2-2000:2,9]"]
     # One of ours, maybe under another name.
     assert len(rows("hrab2defghijk7m", "0-1999")) == 2000
-    assert rows("sweep", "7,0-998")[:2] == ["45_7", "45_0"]
+    assert rows("sweep", "7,0-1998", "/state/arrays")[:2] == ["45_7", "45_0"]
 
 
 def test_waiting_elements_in_one_row_of_squeue() -> None:
     """The form without --array, which of a regular rest leaves out the last."""
-    rows = list(parse_queue(queue_line("45_[0-20:2%4]", "PENDING", "JobArrayTaskLimit", "", "hrabcd") + queue_line("45_1", "RUNNING", "None", "n1", "hrabcd")))
+    rows = list(parse_queue(queue_line("45_[0-20:2%4]", "PENDING", "JobArrayTaskLimit", "", "hrabcdaaaaaaaaa") + queue_line("45_1", "RUNNING", "None", "n1", "hrabcd")))
     assert [row.job_id for row in rows] == [*(f"45_{index}" for index in range(0, 21, 2)), "45_1"]
     assert {(row.phase, row.reason) for row in rows[:-1]} == {(P, "JobArrayTaskLimit")}
 

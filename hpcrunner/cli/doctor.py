@@ -86,7 +86,9 @@ def _live(site: Site, scheduler: Scheduler, prefix: str, found: list[LiveJob]) -
 def _unknown(live: Iterable[LiveJob], runs: Iterable[Run], building: Mapping[str, str], scheduler: str
              ) -> Iterator[Finding]:
     """Jobs that nobody waits for. `building`: the images that jobs are known to build, by name of the job."""
-    known = {name: run for run in runs for name in (run.job_name, run.tag) if name}
+    # The elements of an array have one name; as long as one of them goes on, the name tells nothing of the others.
+    known = {name: run for run in sorted(runs, key=lambda run: run.state in ACTIVE)
+             for name in (run.job_name, run.tag) if name}
     wanted = {run.image for run in runs if run.state in ACTIVE}
     now = time.time()
     for job in live:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -69,7 +70,7 @@ class Problems(list[str]):
             raise ConfigError(list(dict.fromkeys(self)))
 
 
-class Kind(Generic[T]):
+class Kind(ABC, Generic[T]):
     """How values of one kind are written and read."""
 
     allowed: str
@@ -80,13 +81,13 @@ class Kind(Generic[T]):
     inside = "under `{}:`"
     """Where an option of `inner` stands, with the name of this one."""
 
+    @abstractmethod
     def read(self, given: Given, key: str) -> T:
         """The value of `given`, whose content isn't None. Raises ConfigError with every problem in it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plain(self, value: T) -> Plain:
         """The opposite: what to write in a file to get this value, `***` for a secret."""
-        raise NotImplementedError
 
     def secrets(self, given: Given) -> Iterator[Given]:
         """The secrets in it."""

@@ -48,8 +48,10 @@ def move_all(install: Install) -> int:
         moved += _do(install, actions)
         if not moved and not install.transfers.wait(_SHORT):
             break
-    _sweep(install, runs)
-    return len(runs)
+    # Read again: what did not move on may have got its job's name meanwhile, as a submission without an answer does.
+    active = install.journal.runs()
+    _sweep(install, active)
+    return len(active)
 
 
 def policy(install: Install) -> Policy:

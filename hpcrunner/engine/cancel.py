@@ -106,6 +106,7 @@ def _resolve(install: Install, key: str, job_id: Any) -> None:
     """Somebody looked himself whether a job exists whose submission had no answer."""
     for run in install.journal.find(key):
         if run.state is State.SUBMITTING and job_id:
+            # An array's own id would mean all of its elements, also to scancel.
             element = str(job_id) if run.task is None or "_" in str(job_id) else f"{job_id}_{run.task}"
             install.journal.move(run, State.SUBMITTED, f"is job {element}, says the operator", job_id=element)
         elif run.state is State.SUBMITTING:

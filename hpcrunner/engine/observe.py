@@ -91,7 +91,7 @@ def _spooled(install: Install) -> set[str]:
 def _has_begun(install: Install, run: Run) -> bool:
     """By the mark that its script leaves; a program that removed the folder has certainly begun, too."""
     status = install.run_dir(run).status
-    return (status / "started").exists() or not status.exists()
+    return (status / "started").exists() or (status.parent.exists() and not status.exists())
 
 
 def _never_started(install: Install, run: Run) -> bool:

@@ -55,6 +55,7 @@ _CANCEL_AGAIN = 30.0
 _GATHERS = 10.0
 """Seconds for which a job that is ready waits for those that are being staged, if a scheduler takes many at once."""
 _LONGEST_WAIT = 3600.0
+"""Seconds; more than any try is put off."""
 _BACKOFF = (2.0, 10.0, 30.0, 120.0, 300.0)
 
 

@@ -23,7 +23,10 @@ def tick(install: Install, max_messages: int | None = None) -> Ticked:
     """Takes messages and moves every run as far as it can go. Safe to be killed at any instant.
 
     Files may still be moving when it returns: see `install.transfers`, and `settle`.
+    Raises BusyError if another process has taken over.
     """
+    # Before a message is taken in the name of this install, and where nothing else would show that it is another's.
+    install.journal.check()
     taken = len(intake(install, max_messages))
     if install.state.requests.is_dir() and any(install.state.requests.iterdir()):
         from hpcrunner.engine.cancel import take_requests

@@ -130,8 +130,8 @@ class SlurmScheduler:
         """A running job's script is told by a signal, so that it has the site's grace and not Slurm's KillWait. One
         that waits is removed, and so is one that had its time."""
         known = [job for job in jobs if job.job_id and not self._watch.is_anothers(job)]
-        running = [_id_of(job) for job in known if job.is_running and not now]
-        others = [_id_of(job) for job in known if not job.is_running or now]
+        running = [job.job_id for job in known if job.is_running and not now]
+        others = [job.job_id for job in known if not job.is_running or now]
         if others:
             self._client.cancel(others)
         if running:
@@ -179,8 +179,3 @@ class SlurmScheduler:
             self._full[batch.jobs[0].place.partition] = error
             memory.largest_array = 1 if error.is_limit else memory.largest_array
         return error
-
-
-def _id_of(job: Job) -> str:
-    """Never an array's own id for one of its elements: it would mean all of them."""
-    return job.job_id if job.task is None or "_" in job.job_id else f"{job.job_id}_{job.task}"

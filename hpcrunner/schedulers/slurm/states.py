@@ -23,8 +23,6 @@ ACCOUNT_FIELDS = ("JobID", "State", "ExitCode", "NodeList", "Submit", "Start", "
 
 _OURS = re.compile("hr[a-z2-7]{13}")
 """Names of hpcrunner's jobs, of whatever install."""
-_FEW = 1000
-"""Elements that are looked at one by one whatever the array's name is: somebody may have renamed one of ours."""
 _PENDING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD",
                       "EXPEDITING"})
 _RUNNING = frozenset({"RUNNING", "SUSPENDED", "COMPLETING", "STAGE_OUT", "SIGNALING", "CONFIGURING", "RESIZING",
@@ -93,7 +91,7 @@ def parse_queue(text: str) -> Iterator[QueueRow]:
         phase, ending = phase_of(word)
         # Others' arrays may have a million elements, all in one row. Ours may have been renamed.
         is_ours = _OURS.fullmatch(name) or folder.endswith("/arrays")
-        for one in expand(job_id, None if is_ours else _FEW):
+        for one in expand(job_id) if is_ours else [job_id]:
             yield QueueRow(one, name, phase, ending, word, "" if reason == "None" else reason, _node(node), folder)
 
 
@@ -118,16 +116,13 @@ def parse_accounting(text: str) -> list[AccountRow]:
     return rows
 
 
-def expand(job_id: str, most: int | None = None) -> list[str]:
-    """The elements that a row stands for: `45_[1,3-4%2]` is 45_1, 45_3 and 45_4. Other ids stand for themselves, and so
-    does one with more than `most` elements."""
+def expand(job_id: str) -> list[str]:
+    """The elements that a row stands for: `45_[1,3-4%2]` is 45_1, 45_3 and 45_4. Other ids stand for themselves."""
     match = re.fullmatch(r"(\d+)_\[([0-9,:-]+)(?:%\d+)?\]", job_id) if "[" in job_id else None
     if not match:
         return [job_id]
     spans = [range(int(span[1]), int(span[2] or span[1]) + 1, int(span[3] or 1)) for part in match[2].split(",")
              if (span := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part))]
-    if most is not None and sum(map(len, spans)) > most:
-        return [job_id]
     return [f"{match[1]}_{index}" for span in spans for index in span]
 
 

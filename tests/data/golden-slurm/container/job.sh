@@ -43,7 +43,7 @@ finish() {  # finish CODE
     [[ ! ${timer-} ]] || kill -KILL -- "-$timer" 2>/dev/null
     [[ ! ${sampler-} ]] || kill -KILL -- "-$sampler" 2>/dev/null
     [[ ! $child ]] || kill -KILL -- "-$child" 2>/dev/null
-    record "$1"
+    [[ -e status/exit ]] || record "$1"
     tell
     exit "$1"
 }

@@ -30,7 +30,7 @@ finish() {  # finish CODE
         pid=${file//[!0-9]/}
         [[ ${stat[3]-} != "$$" || $pid == "$$" ]] || kill -KILL "$pid" 2>/dev/null
     done
-    record "$1"
+    [[ -e status/exit ]] || record "$1"
     tell
     exit 0
 }
