@@ -43,7 +43,7 @@ soak: services ## run the tests that take minutes, and those of Slurm also besid
 bench-%: venv ## run benchmarks/%.py
 	@$(PY) benchmarks/$*.py
 
-bench-submit bench-rpc: services
+bench-submit bench-rpc bench-transfer bench-completion: services
 
 docs: venv ## write docs/site-config.md anew from the schema
 	@$(PY) -m hpcrunner.config.reference >docs/site-config.md

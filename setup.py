@@ -52,9 +52,11 @@ setup(
     ],
     python_requires=">=3.10",
     install_requires=[
-        "boto3>=1.34",
+        "boto3>=1.36",
         "filelock>=3.12",
+        "google-auth>=2.20",
         "google-cloud-pubsub>=2.18",
+        "isal>=1.9",
         "jinja2>=3.1",
         # The module `pynvml`. The PyPI project called pynvml only wraps it, and warns when it is imported.
         "nvidia-ml-py>=12.535",
@@ -63,6 +65,7 @@ setup(
         "rich>=13.7",
         "shtab>=1.6",
         "spython>=0.3.13",
+        "urllib3>=1.26.18",
     ],
     extras_require={
         "test": [

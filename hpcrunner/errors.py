@@ -49,6 +49,12 @@ class StoreError(HpcrunnerError):
     exit_code = 74
 
 
+class ChangedError(StoreError):
+    """An object was replaced between reading and writing it."""
+
+    transient = True
+
+
 class ArchiveError(StoreError):
     pass
 

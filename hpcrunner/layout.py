@@ -63,6 +63,21 @@ class RunDir:
         """In which style results are to be tarred."""
         return self.root / "tar-style"
 
+    @property
+    def transfer(self) -> Path:
+        """What is on its way from or to the store, and what is known of it."""
+        return self.root / "transfer"
+
+    @property
+    def sent_file(self) -> Path:
+        """What of it the store has confirmed."""
+        return self.transfer / "sent.json"
+
+    @property
+    def scraped_file(self) -> Path:
+        """What was gathered of the program's metadata, and how far its log was read."""
+        return self.transfer / "scraped.json"
+
     def log(self, has_output: bool) -> Path:
         """Where the program's stdout and stderr go: into the artifact `output`, if the experiment has it."""
         return (self.experiment if has_output else self.root) / "output" / "output"

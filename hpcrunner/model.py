@@ -110,7 +110,7 @@ class Run:
     submitted_at: float = 0.0
     """When handing it to the scheduler began."""
     waiting: str = ""
-    """Why the scheduler keeps it waiting, in the scheduler's word."""
+    """Why it waits: for the scheduler, in the scheduler's word; when it ended, for its results to be taken."""
     avoid: tuple[str, ...] = ()
     """Nodes that failed under it."""
     resumes: int = 0
@@ -124,6 +124,12 @@ class Run:
     """Why the run is being cancelled; empty if it isn't."""
     cancelled_at: float = 0.0
     """When the scheduler was last told to cancel it."""
+    told: str = "waiting"
+    """What the client's record says of it, as far as we wrote it."""
+    save_at: float | None = None
+    """When its next checkpoint is due; None if it has none."""
+    ended_at: float = 0.0
+    """Since when its outcome is known."""
     removing: bool = False
     """It is over, and its run directory is to go."""
     notes: tuple[str, ...] = ()

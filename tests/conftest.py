@@ -6,6 +6,7 @@ import pytest
 
 import services
 import slurmcluster
+import storeservers
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -14,6 +15,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
     config.add_cleanup(slurmcluster.stop_all)
+    config.add_cleanup(storeservers.stop_all)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -38,6 +40,11 @@ def apptainer() -> services.Apptainer:
 @pytest.fixture(scope="session")
 def studioml() -> services.StudioML:
     return services.require("studioml")
+
+
+@pytest.fixture(scope="session")
+def studioml_old() -> services.StudioML:
+    return services.require("studioml-old")
 
 
 @pytest.fixture(scope="session")

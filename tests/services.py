@@ -1,7 +1,7 @@
 """The real services that tests use: where they are, and whether a test may go on without them.
 
-`make services` gets them, into HPCRUNNER_TEST_CACHE or ~/.cache/hpcrunner-test; HPCRUNNER_BASE_IMAGE and
-HPCRUNNER_STUDIOML name others. Slurm clusters lie below HPCRUNNER_SLURM_DIR; the first test that needs one starts
+`make services` gets them, into HPCRUNNER_TEST_CACHE or ~/.cache/hpcrunner-test; HPCRUNNER_BASE_IMAGE,
+HPCRUNNER_STUDIOML, HPCRUNNER_STUDIOML_OLD and HPCRUNNER_SERVERS name others. Slurm clusters lie below HPCRUNNER_SLURM_DIR; the first test that needs one starts
 it, and it ends with the session. HPCRUNNER_REQUIRE names the services that must be there, so that continuous
 integration can't pass by skipping.
 """
@@ -14,12 +14,13 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 
 import slurmcluster
+import storeservers
 from slurmcluster import Slurm
 
 SETTINGS = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("HPCRUNNER_")}
@@ -69,10 +70,19 @@ def apptainer() -> Apptainer:
     return Apptainer(Path(program), image)
 
 
-@cache
 def studioml() -> StudioML:
     """Raises Missing unless the client is installed."""
-    client = StudioML(_path("HPCRUNNER_STUDIOML", "studioml"))
+    return _client("HPCRUNNER_STUDIOML", "studioml")
+
+
+def studioml_old() -> StudioML:
+    """Release 0.0.34, which packs artifacts in another way. Raises Missing unless it is installed."""
+    return _client("HPCRUNNER_STUDIOML_OLD", "studioml-0.0.34")
+
+
+@cache
+def _client(variable: str, name: str) -> StudioML:
+    client = StudioML(_path(variable, name))
     if not client.run.exists():
         raise Missing(f"no StudioML client in {client.venv}")
     return client
@@ -88,8 +98,21 @@ def slurm_plain() -> Slurm:
     return _cluster(accounting=False)
 
 
+def _store_server(name: str) -> storeservers.Server:
+    """Raises Missing unless it can be started."""
+    if name not in _cannot:
+        try:
+            return storeservers.start(_path("HPCRUNNER_SERVERS", "servers"), name)
+        except storeservers.CannotStart as error:
+            _cannot[name] = str(error)
+    raise Missing(_cannot[name])
+
+
+STORES = ("seaweedfs", "moto", "rclone-s3", "http", "fake-gcs", "gcs-emulator")
+"""Servers of stores, each started by the first test that needs it."""
 SERVICES: dict[str, Callable[[], object]] = {
-    "apptainer": apptainer, "studioml": studioml, "slurm": slurm, "slurm-plain": slurm_plain}
+    "apptainer": apptainer, "studioml": studioml, "studioml-old": studioml_old, "slurm": slurm, "slurm-plain": slurm_plain,
+    **{name: partial(_store_server, name) for name in STORES}}
 
 
 def required() -> set[str]:
@@ -111,6 +134,8 @@ def require(name: str) -> object:
     pytest.skip(text)
 
 
+_cannot: dict[str, str] = {}
+"""Why servers of stores can't be had."""
 _clusters: dict[bool, Slurm | Missing] = {}
 """With and without accounting. A failure to start is kept too: it takes a while, and won't pass."""
 

@@ -10,13 +10,16 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import services
+from hpcrunner.artifacts import pack as pack_module
 from hpcrunner.artifacts.pack import compression_for, pack
 from hpcrunner.artifacts.style import TarStyle, detect_style
 from hpcrunner.artifacts.unpack import Limits, Unpacked, unpack
@@ -232,7 +235,7 @@ def test_a_sparse_file_counts_with_its_whole_size(place: Place) -> None:
 @pytest.mark.parametrize(("data", "words"), [
     (b"", "empty"), (b"PK\3\4" + bytes(600), "zip"), (b"hello" * 200, "no tar"), (PLAIN[:900], "damaged|ends"),
     (gzip.compress(PLAIN)[:40], "damaged"), (b"\x1f\x8b" + bytes(600), "damaged"), (lzma.compress(PLAIN)[:60], "damaged|ends"),
-    (tar(("big", bytes(5000)))[:2000], "ends in the middle|damaged"),
+    (tar(("big", bytes(5000)))[:2000], "ends in the middle of 'big'"),
 ])
 def test_what_is_no_tar_or_half_of_one(place: Place, data: bytes, words: str) -> None:
     place.refuses(data, words)
@@ -311,15 +314,14 @@ def test_what_is_no_file_is_left_out_and_said(tmp_path: Path) -> None:
 def test_a_file_that_shrinks_does_not_break_the_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = made(tmp_path)
     (source / "a").write_bytes(b"x" * 100_000)
-    original = tarfile.TarFile.gettarinfo
+    original = pack_module._header
 
-    def then_shrink(*args: object, **kwargs: object) -> tarfile.TarInfo:
-        info = original(*args, **kwargs)  # type: ignore[arg-type]
-        if info.size == 100_000:
+    def then_shrink(name: str, *args: Any) -> bytes:
+        if name == "a":
             os.truncate(source / "a", 10)
-        return info
+        return original(name, *args)
 
-    monkeypatch.setattr(tarfile.TarFile, "gettarinfo", then_shrink)
+    monkeypatch.setattr(pack_module, "_header", then_shrink)
     warnings = pack(source, tmp_path / "t.tar", TarStyle.NEW)
     assert len(warnings) == 1 and "shorter" in warnings[0]
     with tarfile.open(tmp_path / "t.tar") as archive:
@@ -333,6 +335,78 @@ def test_compression_follows_the_key(tmp_path: Path, key: str, wanted: str | Non
     pack(made(tmp_path), tmp_path / "t", TarStyle.NEW, wanted)
     unpack(tmp_path / "t", tmp_path / "back", None, LIMITS)
     assert (tmp_path / "back" / "sub" / "b").read_text() == "b"
+
+
+GZIP = """
+import sys
+from pathlib import Path
+if sys.argv[1] == "without": sys.modules["isal"] = None
+from hpcrunner.artifacts import pack, stream, unpack
+from hpcrunner.artifacts.style import TarStyle
+folder = Path(sys.argv[2])
+pack.pack(folder / "made", folder / "t.tar.gz", TarStyle.NEW, "gz")
+unpack.unpack(folder / "t.tar.gz", folder / "back", None, unpack.Limits(10**6))
+print(stream.gzip.__name__, any(name.startswith("isal.") for name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(("having", "expected"), [("with", "isal.igzip True"), ("without", "gzip False")])
+def test_gzip_is_isals_where_that_is_installed(tmp_path: Path, having: str, expected: str) -> None:
+    made(tmp_path)
+    done = subprocess.run([sys.executable, "-c", GZIP, having, str(tmp_path)], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (expected, "")
+    assert (tmp_path / "back" / "sub" / "b").read_text() == "b"
+    assert gzip.decompress((tmp_path / "t.tar.gz").read_bytes())[257:262] == b"ustar"
+
+
+@pytest.mark.parametrize("compression", [None, "gz", "bz2", "xz"])
+def test_a_full_disk_is_an_error(tmp_path: Path, compression: str | None) -> None:
+    with pytest.raises(OSError, match="No space"):
+        pack(made(tmp_path), Path("/dev/full"), TarStyle.NEW, compression)
+
+
+def test_files_that_cant_be_read_are_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, original = made(tmp_path), os.open
+
+    def refuse(path: str, *args: int) -> int:
+        if path == f"{source}/a":
+            raise PermissionError(13, "Permission denied")
+        return original(path, *args)
+
+    monkeypatch.setattr(pack_module.os, "open", refuse)
+    assert pack(source, tmp_path / "t.tar", TarStyle.NEW) == ("'a' can't be read (Permission denied); it is left out",)
+    monkeypatch.undo()
+    with tarfile.open(tmp_path / "t.tar") as archive:
+        assert archive.getnames() == [".git", "link", "sub", "sub/b"]
+    assert pack(source / "none", tmp_path / "t.tar", TarStyle.NEW)[0].startswith("'./none' can't be read (No such file")
+
+
+def test_a_disk_that_fails_is_an_error_and_no_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    source = made(tmp_path)
+    monkeypatch.setattr(pack_module.os, "read", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        pack(source, tmp_path / "t.tar", TarStyle.NEW)
+
+
+def test_a_file_that_becomes_a_pipe_or_a_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, original = made(tmp_path), os.lstat
+    for change in (lambda path: os.mkfifo(path), lambda path: Path(path).symlink_to("/etc/passwd")):
+        def then_change(path: str, change: Callable[[str], None] = change) -> os.stat_result:
+            status = original(path)
+            if path == f"{source}/a":
+                Path(path).unlink()
+                change(path)
+            return status
+
+        (source / "a").unlink()
+        (source / "a").write_text("a")
+        with monkeypatch.context() as patch:
+            patch.setattr(pack_module.os, "lstat", then_change)
+            warnings = pack(source, tmp_path / "t.tar", TarStyle.NEW)
+        assert len(warnings) == 1 and "'a'" in warnings[0]
 
 
 CLIENT = """

@@ -36,7 +36,8 @@ os.mkdir("../tb"); open("../tb/event", "w").write("e")
     assert lab.result("e1", "modeldir") == {"weights": b"w"}
     assert lab.result("e1", "retval") == {"./retval": b"42"}
     assert lab.result("e1", "tb") == {"event": b"e"}
-    assert lab.result("e1", "_metadata") == {}
+    [(name, metadata)] = lab.result("e1", "_metadata").items()
+    assert name.startswith("scrape-host-") and json.loads(metadata)["studioml"]["experiment"]["key"] == "e1"
     output = lab.output("e1")
     assert "args ['plain', 'y z']" in output and "to stderr" in output
     assert output.endswith(f"[hpcrunner] succeeded: {run['reason']}\n")

@@ -153,7 +153,8 @@ def test_every_field_comes_back_as_it_was_written(journal: Journal) -> None:
         "run_dir": "/a b", "image": "i", "tag": "t", "job_id": "7", "gpu_ids": ("a", "b"), "exit_code": -9,
         "started_at": 2.5, "finished_at": 3.5, "host": "h", "cancelling": "c", "removing": True, "notes": ("n", ""),
         "max_duration": 5.5, "expires_at": 6.5, "job_name": "hrname", "task": 3, "partition": "gpu", "submitted_at": 7.5,
-        "waiting": "Priority", "avoid": ("n1", "n2"), "resumes": 5, "cancelled_at": 8.5}
+        "waiting": "Priority", "avoid": ("n1", "n2"), "resumes": 5, "cancelled_at": 8.5,
+            "told": "running", "save_at": 9.5, "ended_at": 10.5}
     noted = journal.note(run, "said", **changes)
     assert noted == replace(run, **changes, updated_at=noted.updated_at)
     given = {"id", "queue", "key", "state", "request", "received_at", "updated_at"}
@@ -349,8 +350,20 @@ def test_an_older_journal_is_upgraded_without_loss(old: Path) -> None:
     assert runs["submitting"].submitted_at == runs["submitting"].updated_at
     for run in runs.values():
         assert (run.task, run.partition, run.waiting, run.avoid, run.resumes, run.cancelled_at) == (None, "", "", (), 0, 0.0)
+    assert {key: run.told for key, run in runs.items() if run.told != "waiting"} == {"running": "running"}
+    assert all(run.save_at is None for run in runs.values())
     assert runs["received"].request == Request(2, 3 * 2**30, 4, 1, 5)
     assert runs["received"].notes == ("a note", "it's")
+
+
+def test_results_that_wait_in_an_older_journal_do_so_since_their_last_change(old: Path) -> None:
+    db = sqlite3.connect(old)
+    with db:
+        db.execute("UPDATE runs SET state = 'ending' WHERE key = 'running'")
+    db.close()
+    with Journal(old) as journal:
+        run, other = journal.find("running")[0], journal.find("received")[0]
+    assert (run.ended_at, run.told, other.ended_at) == (run.updated_at, "waiting", 0.0)
 
 
 def test_an_upgraded_journal_is_like_a_new_one(old: Path, tmp_path: Path) -> None:

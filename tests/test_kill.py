@@ -21,6 +21,7 @@ POINTS = [
     "hpcrunner.queues.local:LocalQueues._claim",
     "hpcrunner.queues.local:LocalQueues.acknowledge",
     "hpcrunner.engine.prepare:stage",
+    "hpcrunner.engine.prepare:staged",
     "hpcrunner.artifacts.unpack:unpack",
     "hpcrunner.engine.prepare:define",
     "hpcrunner.images.cache:Images.build",
@@ -29,6 +30,9 @@ POINTS = [
     "hpcrunner.engine.submit:_intend",
     "hpcrunner.schedulers.direct:DirectScheduler._start",
     "hpcrunner.engine.finish:sign_off",
+    "hpcrunner.engine.scrape:scrape",
+    "hpcrunner.engine.outbox:Outbox._remember",
+    "hpcrunner.engine.finish:finished",
     "hpcrunner.artifacts.pack:pack",
     "hpcrunner.stores.local:LocalStore.put",
     "hpcrunner.engine.record:update",
@@ -106,6 +110,31 @@ def test_killed_at(point: str, when: str, tmp_path: Path) -> None:
     assert killed.wait(120) == -signal.SIGKILL, "the point was never reached"
     lab.tick("--wait")
     check(lab, counts)
+
+
+CHECKPOINTS = [
+    "hpcrunner.engine.checkpoint:save",
+    "hpcrunner.artifacts.fingerprint:fingerprint",
+    "hpcrunner.artifacts.pack:pack",
+    "hpcrunner.stores.local:LocalStore.put",
+    "hpcrunner.engine.outbox:Outbox._remember",
+]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("point", CHECKPOINTS)
+def test_killed_while_it_saves(point: str, when: str, tmp_path: Path) -> None:
+    lab = Lab(tmp_path, image_dir=str(shared_images(tmp_path)), checkpoint_min="1s")
+    count, go = lab.root / "count-e", lab.root / "go"
+    lab.submit("e", SCRIPT + f"while not os.path.exists({str(go)!r}): time.sleep(0.05)\n",
+               config={"env": {"COUNT": str(count)}, "saveWorkspaceFrequency": "1s"})
+    killed = start(lab, "-c", KILLER, point, when, "submit-from-queue", "--wait")
+    assert killed.wait(120) == -signal.SIGKILL, "the point was never reached"
+    whole = lab.result("e", "retval")
+    assert whole in ({}, {"./retval": b"result"}), "never half of it"
+    go.touch()
+    lab.tick("--wait")
+    check(lab, {"e": count})
 
 
 def shared_images(tmp_path: Path) -> Path:

@@ -23,7 +23,7 @@ CAUSES = ("exit", "max_duration", "default_duration", "walltime", "partition", "
 
 def a_run(state: State = State.RUNNING, **fields: Any) -> Run:
     return Run(id=1, queue="q", key="key", state=state, **{
-        "job_id": "45", "host": "n1", "submitted_at": NOW - 1000, "request": Request(memory=4 * GIB), **fields})
+        "job_id": "45", "host": "n1", "told": "running" if state is State.RUNNING else "waiting", "submitted_at": NOW - 1000, "request": Request(memory=4 * GIB), **fields})
 
 
 def an_exit(code: int = 0, cause: str = "exit", ago: float = 30) -> Exit:

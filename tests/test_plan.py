@@ -13,8 +13,10 @@ from hpcrunner.engine.actions import (
     Adopt,
     Build,
     Cancel,
+    Checkpoint,
     Define,
     End,
+    Halt,
     Observations,
     Policy,
     Ready,
@@ -25,6 +27,7 @@ from hpcrunner.engine.actions import (
     Stage,
     Submit,
     SubmitAgain,
+    Tell,
     Waiting,
 )
 from hpcrunner.engine.outcomes import EXPIRED
@@ -57,7 +60,7 @@ PENDING, RUNNING, GONE = JobStatus(Phase.PENDING, "7"), JobStatus(Phase.RUNNING,
 MOVES = {
     Stage: State.STAGED, Define: None, Build: None, Ready: State.READY, Submit: State.SUBMITTING,
     SubmitAgain: State.READY, Cancel: None, Retry: State.RECEIVED, Resume: State.READY, End: State.ENDING,
-    Return: State.DONE,
+    Return: State.DONE, Checkpoint: None, Tell: None, Halt: None,
 }
 """To what state each action brings its run, as the tick does it; None: it stays."""
 
@@ -77,7 +80,8 @@ def move_of(action: Action) -> State | None:
 def a_run(state: State, number: int = 1, **fields: Any) -> Run:
     fields = {"queue": "q", "key": f"key{number}", "updated_at": NOW - 1000, "received_at": NOW - 2000,
               "submitted_at": NOW - 1000, "job_id": "7" if state in (State.SUBMITTED, State.RUNNING) else "",
-              "host": "n1" if state is State.RUNNING else "", **fields}
+              "host": "n1" if state is State.RUNNING else "", "told": "running" if state is State.RUNNING else "waiting",
+              "ended_at": NOW - 100 if state is State.ENDING else 0.0, **fields}
     return Run(id=number, state=state, **fields)
 
 
@@ -337,8 +341,8 @@ def test_a_card_that_a_job_holds_stays_its_own() -> None:
 def test_runs_of_one_experiment_take_turns() -> None:
     first, second = a_run(State.RUNNING, 1, key="same"), a_run(State.RECEIVED, 2, key="same")
     assert plan([first, second], Observations(jobs={1: RUNNING}), POLICY, NOW) == []
-    assert plan([replace(first, state=State.ENDING), second], Observations(), POLICY, NOW) == [
-        Return(replace(first, state=State.ENDING))]
+    ending = replace(first, state=State.ENDING, ended_at=NOW)
+    assert plan([ending, second], Observations(), POLICY, NOW) == [Return(ending)]
     assert plan([second], Observations(), POLICY, NOW) == [Stage(second)]
     held = a_run(State.READY, 1, key="same", not_before=NOW + 9)
     assert plan([held, second], Observations(), POLICY, NOW) == []
@@ -346,6 +350,96 @@ def test_runs_of_one_experiment_take_turns() -> None:
     assert plan([held, replace(second, queue="other")], Observations(), POLICY, NOW) == []
     other = replace(second, key="other")
     assert plan([held, other], Observations(), POLICY, NOW) == [Stage(other)]
+
+
+# -- transfers, checkpoints, the client's record --
+
+HERE = Observations(jobs={1: RUNNING})
+
+
+def beside(seen: Observations) -> Observations:
+    return replace(seen, moving=frozenset({1}))
+
+
+def test_a_run_has_one_transfer_at_a_time() -> None:
+    for run, seen, wanted in (
+            (a_run(State.RECEIVED), Observations(), Stage), (a_run(State.ENDING), Observations(), Return),
+            (a_run(State.RUNNING, save_at=NOW), HERE, Checkpoint), (a_run(State.RUNNING, told="waiting"), HERE, Tell)):
+        assert type(only(run, seen)) is wanted
+        assert only(run, beside(seen)) is None
+        assert type(only(run, replace(seen, moving=frozenset({2})))) is wanted
+
+
+@pytest.mark.parametrize("fields", [{"cancelling": "why"}, {"expires_at": NOW}])
+def test_who_is_not_wanted_any_more_is_not_fetched_to_the_end(fields: dict[str, Any]) -> None:
+    run = a_run(State.RECEIVED, **fields)
+    assert isinstance(only(run), End)
+    assert only(run, beside(Observations())) == Halt(run)  # and then comes the end
+
+
+def test_a_checkpoint_holds_up_no_end() -> None:
+    run = a_run(State.RUNNING, save_at=NOW)
+    ended = Observations(exits={1: an_exit()})
+    assert isinstance(only(run, beside(ended)), End)
+    # But nothing takes its files away, or has another job write to them, meanwhile.
+    for job in (GONE, JobStatus(Phase.ENDED, "7", ending=Ending.PREEMPTED, seen_at=NOW - 61)):
+        seen = Observations(jobs={1: job})
+        assert isinstance(only(run, seen), (Retry, Resume))
+        assert only(run, beside(seen)) == Halt(run)
+    cancelled = replace(run, cancelling="why")
+    assert isinstance(only(cancelled, beside(HERE)), Cancel)
+
+
+@pytest.mark.parametrize(("state", "save_at", "wanted"), [
+    (State.RUNNING, None, False), (State.RUNNING, NOW + 1, False), (State.RUNNING, NOW, True),
+    (State.SUBMITTED, NOW, False), (State.SUBMITTING, NOW, False), (State.STAGED, NOW, False), (State.ENDING, NOW, False),
+])
+def test_what_runs_is_saved_when_it_is_due(state: State, save_at: float | None, wanted: bool) -> None:
+    seen = Observations(jobs={1: PENDING if state is State.SUBMITTED else RUNNING})
+    assert isinstance(only(a_run(state, save_at=save_at), seen), Checkpoint) is wanted
+
+
+@pytest.mark.parametrize(("state", "told", "wanted"), [
+    (State.RUNNING, "waiting", "running"), (State.RUNNING, "running", None), (State.SUBMITTED, "running", "waiting"),
+    (State.SUBMITTED, "waiting", None), (State.ENDING, "waiting", None), (State.ENDING, "running", None),
+])
+def test_the_record_is_told_how_far_it_is(state: State, told: str, wanted: str | None) -> None:
+    run = a_run(state, told=told)
+    action = only(run, Observations(jobs={1: PENDING if state is State.SUBMITTED else RUNNING}))
+    assert (action.status if isinstance(action, Tell) else None) == wanted
+
+
+def test_the_record_comes_after_what_moves_the_run() -> None:
+    run = a_run(State.RUNNING, told="waiting", save_at=NOW)
+    assert isinstance(only(run, Observations(exits={1: an_exit()})), End)
+    assert isinstance(only(run, HERE), Tell)
+
+
+def test_results_wait_for_the_store_as_long_as_the_site_says() -> None:
+    policy = replace(POLICY, upload_patience=100)
+    for ended_at, is_last in ((NOW - 99, False), (NOW - 100, True)):
+        run = a_run(State.ENDING, ended_at=ended_at, tries=50)
+        assert only(run, policy=policy) == Return(run, is_last_try=is_last)
+
+
+def test_jobs_that_are_ready_wait_a_little_for_those_that_are_being_fetched() -> None:
+    """So that a scheduler with a queue gets them in one call."""
+    ready, coming = a_run(State.READY, 1, updated_at=NOW - 9), a_run(State.RECEIVED, 2)
+    moving = frozenset({2})
+
+    def submits(run: Run, seen: Observations, *others: Run) -> bool:
+        return any(isinstance(action, Submit) for action in plan([run, *others], seen, POLICY, NOW))
+
+    assert not submits(ready, Observations(moving=moving), coming)
+    assert not submits(ready, Observations(), coming), "it begins to be fetched now"
+    assert submits(ready, Observations())
+    staged = replace(coming, state=State.STAGED, image="i")
+    assert submits(ready, Observations(moving=moving), staged), "a build takes long"
+    assert not submits(ready, Observations(), replace(staged, image=""))
+    assert not submits(ready, Observations(images={"i": Image(ImageState.BUILT)}), staged)
+    assert submits(ready, Observations(), replace(coming, not_before=NOW + 1)), "nobody knows when it comes"
+    assert submits(replace(ready, updated_at=NOW - 10), Observations(moving=moving), coming)
+    assert submits(ready, Observations(moving=moving, capacity=Capacity(9, GIB, GIB)), coming)  # no queue, no reason to wait
 
 
 # -- images --

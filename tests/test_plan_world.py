@@ -17,8 +17,10 @@ from hpcrunner.engine.actions import (
     Adopt,
     Build,
     Cancel,
+    Checkpoint,
     Define,
     End,
+    Halt,
     Observations,
     Policy,
     Ready,
@@ -29,6 +31,7 @@ from hpcrunner.engine.actions import (
     Stage,
     Submit,
     SubmitAgain,
+    Tell,
     Waiting,
 )
 from hpcrunner.engine.plan import plan
@@ -63,6 +66,14 @@ REMEMBERED = 40.0
 
 class Crash(Exception):
     """hpcrunner is killed."""
+
+
+@dataclass
+class Moving:
+    """Files of a run that are being moved, by a thread of hpcrunner: a crash ends it without a word."""
+
+    action: Action
+    halted: bool = False
 
 
 @dataclass
@@ -134,6 +145,10 @@ class World:
         self.view: tuple[float, dict[str, JobStatus]] | None = None
         self.judged: dict[str, JobStatus] = {}
         self.counts: Counter[object] = Counter()
+        self.moving: dict[int, Moving] = {}
+        self.told: dict[int, str] = {}
+        """What the clients' records say."""
+        self.saved: set[int] = set()
 
     def happens(self, chance: float) -> bool:
         """Something that goes wrong."""
@@ -163,10 +178,40 @@ class World:
         self.view = None
         self.judged.clear()
         while runs := [run for run in self.runs.values() if run.state in ACTIVE]:
+            moved = sum([self.arrive(number) for number in list(self.moving) if self.random.random() < 0.5])
+            runs = [run for run in self.runs.values() if run.state in ACTIVE]
             actions = plan(runs, self.look(runs), self.policy, self.now)
             assert len({action.run.id for action in actions}) == len(actions)
-            if not sum([self.act(action) for action in actions]):
+            if not moved + sum([self.act(action) for action in actions]):
                 return
+
+    def arrive(self, number: int) -> bool:
+        """Files have been moved, or not: the main thread learns of it."""
+        moving = self.moving.pop(number)
+        run, action = self.runs[number], moving.action
+        if moving.halted and self.random.random() < 0.5:  # else it was through before it could be stopped
+            self.counts["halted"] += 1
+            return True
+        if self.happens(0.1):
+            self.counts["not moved"] += 1
+            if isinstance(action, (Stage, Return)):
+                self.write(run, run.state, tries=run.tries + 1, not_before=self.now + 3)
+                return True
+        match action:
+            case Stage():
+                self.folders[run.id, run.generation] = Folder()
+                self.write(run, State.STAGED)
+            case Return():
+                self.told[run.id] = "finished"
+                self.write(run, State.DONE)
+            case Checkpoint():
+                self.saved.add(run.id)
+                self.write(run, run.state, save_at=self.now + 5)
+            case Tell():
+                assert run.id not in self.over
+                self.told[run.id] = action.status
+                self.write(run, run.state, told=action.status)
+        return True
 
     def look(self, runs: list[Run]) -> Observations:
         jobs = {run.id: self.status(run) for run in runs if run.state in WITH_SCHEDULER}
@@ -181,7 +226,7 @@ class World:
         return Observations(
             jobs=jobs, exits=exits, begun=frozenset(run.id for run in over if self.folder(run).begun),
             images=dict(self.images), places={run.id: self.place(run) for run in runs}, stopped=frozenset(self.stopped),
-            queues_gone=dict(self.gone), capacity=self.capacity)
+            queues_gone=dict(self.gone), capacity=self.capacity, moving=frozenset(self.moving))
 
     def folder(self, run: Run) -> Folder:
         return self.folders.get((run.id, run.generation), Folder())
@@ -233,13 +278,18 @@ class World:
     def act(self, action: Action) -> bool:
         self.counts[type(action)] += 1
         run = action.run
+        if isinstance(action, (Stage, Return, Checkpoint, Tell)):
+            assert run.id not in self.moving, "two transfers for one run"
+            assert not isinstance(action, Checkpoint) or run.state is State.RUNNING
+            self.moving[run.id] = Moving(action)
+            return True
+        if isinstance(action, Halt):
+            self.moving[run.id].halted = True
+            return False
         if self.happens(0.05) and not isinstance(action, (Cancel, Waiting)):  # it fails, and is tried again later
             self.write(run, run.state, tries=run.tries + 1, not_before=self.now + 3)
             return False
         match action:
-            case Stage():
-                self.folders[run.id, run.generation] = Folder()
-                self.write(run, State.STAGED)
             case Define():
                 self.write(run, State.STAGED, image=self.random.choice(("image1", "image2", "image3")))
             case Build():
@@ -255,7 +305,8 @@ class World:
             case SubmitAgain():
                 self.write(run, State.READY, gpu_ids=())
             case Running():
-                self.write(run, State.RUNNING, host=action.node, waiting="")
+                save_at = self.random.choice((None, self.now + 2)) if run.save_at is None else run.save_at
+                self.write(run, State.RUNNING, host=action.node, waiting="", save_at=save_at)
             case Waiting():
                 self.write(run, State.SUBMITTED if run.state is State.RUNNING else run.state, waiting=action.reason)
             case Cancel():
@@ -265,6 +316,7 @@ class World:
                     self.cancel(run, now=action.now)
             case Retry():
                 assert not run.cancelling
+                assert run.id not in self.moving, "its files are taken away while they are moved"
                 job = next((job for job in self.jobs if job.id == run.job_id), None)
                 assert job is None or not job.lives, "a live job is given up"
                 # What was preempted goes on where it was, unless nobody can know that any more.
@@ -275,6 +327,7 @@ class World:
                            gpu_ids=(), host="", waiting="", avoid=tuple({*run.avoid, action.avoid} - {""}))
             case Resume():
                 assert not run.cancelling
+                assert run.id not in self.moving, "another job begins to write while files are moved"
                 assert not any(job.id == run.job_id and job.lives for job in self.jobs), "its job will come back"
                 folder = self.folder(run)
                 folder.owner, folder.exit, folder.interrupted = "", None, False
@@ -282,9 +335,12 @@ class World:
             case End():
                 if action.exit is None or action.exit.cause in ("cancelled", "preempted"):
                     self.cancel(run, now=True)
-                self.write(run, State.ENDING, outcome=action.outcome, reason=action.reason, gpu_ids=(), waiting="")
-            case Return():
-                self.write(run, State.DONE)
+                assert run.state is not State.RECEIVED or run.id not in self.moving, "it ends while it is fetched"
+                if run.id in self.moving:
+                    self.counts["ended while moving"] += 1
+                    self.moving[run.id].halted = True
+                self.write(run, State.ENDING, outcome=action.outcome, reason=action.reason, gpu_ids=(), waiting="",
+                           ended_at=self.now)
             case _:
                 raise AssertionError(action)
         self.check()
@@ -493,6 +549,8 @@ class World:
     def check_end(self) -> None:
         """What must hold when everything is over."""
         assert {run.state for run in self.runs.values()} <= {State.DONE}, "some runs never end"
+        assert not self.moving
+        assert self.told == dict.fromkeys(self.runs, "finished"), "a record was overwritten"
         for (number, generation), folder in self.folders.items():
             run, left = self.runs[number], folder.exit
             assert generation == run.generation, "a run directory of an earlier generation is left"
@@ -516,6 +574,7 @@ def simulate(seed: int) -> Counter[object]:
             world.tick()
         except Crash:
             world.counts[Crash] += 1
+            world.moving.clear()
         world.check()
         if world.is_calm and len(world.over) == len(world.runs):
             break
@@ -532,6 +591,6 @@ def test_whatever_happens_every_run_ends_once() -> None:
             raise AssertionError(f"seed {seed}: {error}") from error
     # The seeds lead everywhere, so that this test means something.
     for what in (Crash, *Outcome, Stage, Define, Build, Ready, Submit, Adopt, SubmitAgain, Running, Waiting, Cancel, Retry,
-                 Resume, End, Return, "requeued", "started again", "continued", "ended before", "warned", "preempted", "node",
+                 Resume, End, Return, Checkpoint, Tell, Halt, "halted", "not moved", "ended while moving", "requeued", "started again", "continued", "ended before", "warned", "preempted", "node",
                  "memory", "time", "deadline", "scancel", "killed", "revoked"):
         assert counts[what] > 20, what

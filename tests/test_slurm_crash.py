@@ -92,17 +92,17 @@ def test_killed_before_sbatch_it_looks_first_and_submits_once_more(point: str, w
 
 
 HALFWAY = """
-import os, shutil, signal, sys
-from hpcrunner.stores.local import LocalStore
-original = LocalStore.put
-def put(store, source, location):
+import os, signal, sys
+from hpcrunner.stores import local
+original = local.LocalStore.put
+def put(*args):
     def copy(reader, writer, *_):
         writer.write(reader.read(100))
         writer.flush()
         os.kill(os.getpid(), signal.SIGKILL)
-    shutil.copyfileobj = copy
-    original(store, source, location)
-LocalStore.put = put
+    local._copy = copy
+    original(*args)
+local.LocalStore.put = put
 from hpcrunner.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """

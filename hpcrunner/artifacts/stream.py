@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import gzip
 import io
 import lzma
 import shutil
@@ -18,11 +17,25 @@ from typing import IO, Any
 from hpcrunner.errors import ArchiveError
 from hpcrunner.units import format_size
 
+
+def _gzip() -> tuple[Any, Any]:
+    """The fastest module to read gzip with, and the exception that it has for itself."""
+    try:
+        from isal import igzip, isal_zlib
+    except ImportError:
+        import gzip
+
+        return gzip, zlib.error
+    return igzip, isal_zlib.error
+
+
+gzip, _error = _gzip()
 _LARGEST_HEADER = 2**20
 """Longest single read that tarfile may ask for: names and pax headers are read whole."""
 _PROGRAMS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x89LZO": "lzop"}
-_CORRUPT = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ValueError, OverflowError,
-            RecursionError, KeyError, IndexError)
+_BUFFER = 2**17
+_CORRUPT = (tarfile.TarError, EOFError, zlib.error, _error, lzma.LZMAError, gzip.BadGzipFile, ValueError,
+            OverflowError, RecursionError, KeyError, IndexError)
 
 
 @contextmanager
@@ -33,7 +46,7 @@ def open_tar(archive: Path, limit: int) -> Iterator[tarfile.TarFile]:
     """
     program: subprocess.Popen[bytes] | None = None
     try:
-        with archive.open("rb") as file:
+        with archive.open("rb", buffering=_BUFFER) as file:
             head = file.read(512)
             file.seek(0)
             stream: Any = file
@@ -42,7 +55,7 @@ def open_tar(archive: Path, limit: int) -> Iterator[tarfile.TarFile]:
                 assert program.stdout is not None
                 stream = program.stdout
             elif head[:2] == b"\x1f\x8b":
-                stream = gzip.GzipFile(fileobj=file)
+                stream = gzip.open(file)
             elif head[:3] == b"BZh":
                 stream = bz2.BZ2File(file)
             elif head[:6] == b"\xfd7zXZ\0" or head[:3] == b"\x5d\0\0":

@@ -12,6 +12,7 @@ import shutil
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpcrunner.artifacts.stream import open_tar
 from hpcrunner.artifacts.style import TarStyle
@@ -19,12 +20,21 @@ from hpcrunner.errors import ArchiveError
 from hpcrunner.units import format_size
 
 _DEEPEST = 100
+_BLOCK = 2**20
 
 
 @dataclass(frozen=True)
 class Limits:
     bytes: int
     entries: int = 1_000_000
+
+    def check(self, size: int, entries: int) -> None:
+        """Raises ArchiveError if that much is too much."""
+        if entries > self.entries:
+            raise ArchiveError(f"holds more than {self.entries} files")
+        if size < 0 or size > self.bytes:
+            raise ArchiveError(f"unpacks to more than the {format_size(self.bytes)} that are allowed "
+                               "(hdd of the experiment, or artifact_limit of the site)")
 
 
 @dataclass(frozen=True)
@@ -33,15 +43,18 @@ class Unpacked:
     bytes: int
     skipped: tuple[str, ...]
     """What was left out and why, in words."""
+    entries: int = 0
+    """Files, folders and links."""
 
 
-def unpack(archive: Path, target: Path, style: TarStyle | None, limits: Limits) -> Unpacked:
+def unpack(archive: Path, target: Path, style: TarStyle | None, limits: Limits, name: str | None = None) -> Unpacked:
     """Unpacks to `target`, which must not exist: a folder, or the file itself if a single file was packed.
+    Errors call the archive `name`.
 
     Raises ArchiveError naming what is wrong; then nothing of it is left.
     """
     part = target.with_name(f".{target.name[:200]}.part")
-    _remove(part)
+    remove(part)
     part.mkdir(mode=0o700)
     try:
         writer = _Writer(part, limits)
@@ -59,12 +72,12 @@ def unpack(archive: Path, target: Path, style: TarStyle | None, limits: Limits) 
             writer.finish_folders()
             part.replace(target)
     except ArchiveError as error:
-        _remove(part)
-        raise ArchiveError(f"{archive.name.strip('.').removesuffix('.fetched')}: {error}") from error.__cause__
+        remove(part)
+        raise ArchiveError(f"{name or archive.name}: {error}") from error.__cause__
     except BaseException:
-        _remove(part)
+        remove(part)
         raise
-    return Unpacked(writer.files, writer.bytes, tuple(writer.skipped))
+    return Unpacked(writer.files, writer.bytes, tuple(writer.skipped), writer.entries)
 
 
 def _single(names: list[str], style: TarStyle) -> str | None:
@@ -85,13 +98,12 @@ class _Writer:
         self._links: dict[str, str] = {}
         self._written: set[str] = set()
         self.names: list[str] = []
-        self.files = self.bytes = self._entries = 0
+        self.files = self.bytes = self.entries = 0
         self.skipped: list[str] = []
 
     def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        self._entries += 1
-        if self._entries > self._limits.entries:
-            raise ArchiveError(f"holds more than {self._limits.entries} files")
+        self.entries += 1
+        self._limits.check(self.bytes, self.entries)
         if len(self.names) < 2:
             self.names.append(member.name)
         name = self._checked(member.name)
@@ -159,28 +171,31 @@ class _Writer:
         self._room_for(member.size)
         self._parents(name)
         self._free(name)
-        source = tar.extractfile(member)
-        assert source is not None
-        path = self._root / name
+        # Of a plain file the content comes next, and is read without the layers that tarfile puts between.
+        source: Any = tar.extractfile(member) if member.issparse() else tar.fileobj
+        left = member.size
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-            with open(descriptor, "wb") as file:  # noqa: PTH123 - by descriptor
-                shutil.copyfileobj(source, file, 2**16)
+            # By descriptor, and not by Path: there may be a hundred thousand of them.
+            descriptor = os.open(f"{self._root}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            try:
+                while left and (data := source.read(min(left, _BLOCK))):
+                    left -= len(data)
+                    _write(descriptor, data)
                 os.fchmod(descriptor, 0o600 | member.mode & 0o755)
-            if 0 <= member.mtime < 2**33:
-                os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
+                if 0 <= member.mtime < 2**33:
+                    os.utime(descriptor, (member.mtime, member.mtime))
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise _unwritable(name, error) from error
-        if path.stat().st_size != member.size:
+        if left:
             raise ArchiveError(f"ends in the middle of {name!r}: it is damaged")
         self._written.add(name)
         self.files += 1
 
     def _room_for(self, size: int) -> None:
         self.bytes += size
-        if size < 0 or self.bytes > self._limits.bytes:
-            raise ArchiveError(f"unpacks to more than the {format_size(self._limits.bytes)} that are allowed "
-                               "(hdd of the experiment, or artifact_limit of the site)")
+        self._limits.check(self.bytes if size >= 0 else size, self.entries)
 
     def _link(self, name: str, target: str) -> None:
         if not name or not target or "\0" in target:
@@ -216,6 +231,12 @@ class _Writer:
             raise ArchiveError(f"holds {name!r} both as a folder and as something else")
 
 
+def _write(descriptor: int, data: bytes) -> None:
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, memoryview(data)[written:])
+
+
 def _unwritable(name: str, error: OSError) -> Exception:
     """An archive's own fault (a name too long for the disk, a file in a folder's place), or the disk's."""
     import errno
@@ -225,7 +246,8 @@ def _unwritable(name: str, error: OSError) -> Exception:
     return error
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A file or a folder, or nothing."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

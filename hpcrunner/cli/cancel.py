@@ -66,12 +66,15 @@ def _carry_out(site: Site, text: str) -> None:
     from hpcrunner.engine.act import move_all
     from hpcrunner.engine.cancel import take_requests
     from hpcrunner.engine.install import Install
+    from hpcrunner.engine.tick import settle
 
     try:
         with Journal(StateDir(site.state_dir).journal) as journal:
             install = Install(site, journal)
-            take_requests(install)
-            move_all(install)
+            with install.transfers:
+                take_requests(install)
+                move_all(install)
+                settle(install)
     except BusyError:
         print(f"{text}, by the hpcrunner that works on this install, at its next look")
     else:

@@ -48,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
     _render(commands)
     _site(commands)
     _recipe(commands)
+    _stock(commands, "cache", "objects that experiments read", "cache_dir")
+    _stock(commands, "images", "images that were built", "image_dir")
     shell = commands.add_parser(
         "completion", help="print a completion script for your shell",
         epilog="example:\n  mkdir -p ~/.local/share/bash-completion/completions\n"
@@ -112,6 +114,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from hpcrunner.cli import recipe
 
         return recipe.run(arguments)
+    if command in ("cache", "images"):
+        from importlib import import_module
+
+        return int(import_module(f"hpcrunner.cli.{command}").run(arguments))
     import shtab
 
     print(shtab.complete(parser(), shell=arguments.shell))
@@ -229,6 +235,46 @@ def _recipe(commands: argparse._SubParsersAction[_Parser]) -> None:
     part = parts.add_parser("labels", help="print the labels of an image", epilog="example:\n"
                             "  hpcrunner recipe labels image.sif")
     part.add_argument("image", type=Path, metavar="IMAGE")
+
+
+def _stock(commands: argparse._SubParsersAction[_Parser], name: str, what: str, option: str) -> None:
+    command = commands.add_parser(
+        name, help=f"list, measure, prune or verify the {what}",
+        description=f"The {what}, which lie in the site's {option}. What is in use is never removed.")
+    parts = command.add_subparsers(dest="part", metavar="list|size|prune|verify", required=True, parser_class=_Parser)
+    examples = {"prune": " --older-than 30d --max-size 50GiB --dry-run", "verify": " --remove"}
+    for part, text in (("list", "show all, those that were used longest ago first"), ("size", "show what they take"),
+                       ("prune", "remove what was not used for long, or is too much"),
+                       ("verify", "see whether each still has the content that it was made with; exit code 1 if not")):
+        inner = parts.add_parser(part, help=text, description=f"{text.capitalize()}.", epilog=f"example:\n"
+                                 f"  hpcrunner {name} {part}{examples.get(part, '')}")
+        if part == "prune":
+            inner.add_argument("--older-than", metavar="AGE", type=_duration, help="what was not used for this long")
+            inner.add_argument("--max-size", metavar="SIZE", type=_bytes,
+                               help="what was used longest ago, until not more than this is left")
+            inner.add_argument("--dry-run", action="store_true", help="only show what would be removed")
+        if part == "verify":
+            inner.add_argument("--remove", action="store_true", help="remove what is wrong")
+        inner.add_argument("--json", action="store_true", help="for programs")
+        add_site(inner)
+
+
+def _duration(text: str) -> float:
+    from hpcrunner.units import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _bytes(text: str) -> int:
+    from hpcrunner.units import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:

@@ -58,9 +58,9 @@ def _table(runs: list[Run]) -> None:
     now = time.time()
     rows = [["EXPERIMENT", "QUEUE", "STATE", "AGE", "RAN", "EXIT", "REASON"]]
     for run in runs:
-        reason = (run.reason or run.cancelling or _pending(run)).splitlines() or [""]
-        rows.append([_printable(run.key), run.queue, state_text(run), format_duration(int(now - run.received_at)),
-                     _ran(run), "" if run.exit_code is None else str(run.exit_code), _printable(reason[0])])
+        reason = (_unsent(run) or run.reason or run.cancelling or _pending(run)).splitlines() or [""]
+        rows.append([printable(run.key), run.queue, state_text(run), format_duration(int(now - run.received_at)),
+                     _ran(run), "" if run.exit_code is None else str(run.exit_code), printable(reason[0])])
     widths = [min(48, max(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
     for row in rows:
         cells = [_cut(cell, width) for cell, width in zip(row[:-1], widths, strict=False)]
@@ -74,20 +74,25 @@ def _show(journal: Journal, site: Site, run: Run) -> None:
     sizes = [f"{asked.cpus} cores", *(f"{format_size(size)} {what}" for size, what in (
         (asked.memory, "memory"), (asked.disk, "disk")) if size), *([f"{asked.gpus} GPUs"] if asked.gpus else [])]
     facts = [("queue", run.queue), ("state", state_text(run)), ("reason", run.reason or _pending(run, last)),
-             ("cancelled", "" if run.state is State.DONE else run.cancelling),
+             ("results", _unsent(run)), ("cancelled", "" if run.state is State.DONE else run.cancelling),
              ("asks for", ", ".join(sizes)), ("run", run.short_id), ("job", run.job_id), ("job name", run.job_name),
              ("array", "" if run.task is None else f"element {run.task}"),
              ("partition", run.partition), ("host", run.host), ("avoids", ", ".join(run.avoid)),
              ("image", run.image), ("directory", run.run_dir), ("ran", _ran(run)),
              ("exit code", "" if run.exit_code is None else str(run.exit_code)),
              *(("note", note) for note in run.notes)]
-    print(_printable(run.key))
+    print(printable(run.key))
     for name, value in facts:
         if value:
-            print(f"  {name + ':':11}" + "\n             ".join(_printable(line) for line in str(value).splitlines()))
+            print(f"  {name + ':':11}" + "\n             ".join(printable(line) for line in str(value).splitlines()))
     print("  history:")
     for at, state, text in events:
-        print(f"    {datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}  {state:10}  {_printable(text.splitlines()[0])}")
+        print(f"    {datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}  {state:10}  {printable(text.splitlines()[0])}")
+
+
+def _unsent(run: Run) -> str:
+    """Why its results are not in the store yet, if that was tried."""
+    return f"results wait for the store: {run.waiting}" if run.state is State.ENDING and run.waiting else ""
 
 
 def _pending(run: Run, last: str = "") -> str:
@@ -128,7 +133,7 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Keys and reasons come from messages: no control characters reach the terminal."""
     encoding = sys.stdout.encoding or "utf-8"
     text = "".join(char if char.isprintable() else "?" for char in text)

@@ -12,7 +12,7 @@ from pathlib import Path
 from hpcrunner.cli.common import configuration, set_up_logging
 from hpcrunner.config.site import Site
 from hpcrunner.engine.install import Install
-from hpcrunner.engine.tick import tick
+from hpcrunner.engine.tick import settle, tick
 from hpcrunner.errors import UnavailableError
 from hpcrunner.journal.store import Journal
 from hpcrunner.layout import StateDir
@@ -33,10 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _work(install: Install, arguments: argparse.Namespace) -> int:
-    if not arguments.wait:
-        tick(install, arguments.max)
-        return 0
-    with _progress(install) as show:
+    with install.transfers, _progress(install) as show:
+        if not arguments.wait:
+            show(tick(install, arguments.max).active)
+            settle(install, show)
+            return 0
         left = arguments.max
         seen_at = time.monotonic()
         while True:
@@ -45,7 +46,7 @@ def _work(install: Install, arguments: argparse.Namespace) -> int:
             show(done.active)
             if not install.unanswered:
                 seen_at = time.monotonic()
-            if not done.taken and not done.active:
+            if not done.taken and not done.active and not install.transfers.under_way:
                 if not install.unanswered:
                     return 0
                 # A queue that can't be looked at is not known to be empty.
@@ -55,12 +56,16 @@ def _work(install: Install, arguments: argparse.Namespace) -> int:
 
 
 def _pause(install: Install, site: Site) -> None:
-    """Until the next look, or until a job drops its file into the spool."""
+    """Until the next look, or until a job drops its file into the spool, or files have arrived."""
     spool = install.state.spool
     before = _stamp(spool)
     until = time.monotonic() + site.poll_interval
-    while time.monotonic() < until and _stamp(spool) == before:
-        time.sleep(min(0.05, site.poll_interval))
+    while (left := until - time.monotonic()) > 0 and _stamp(spool) == before and not install.transfers.has_news:
+        step = min(0.05, left)
+        if install.transfers.under_way:
+            install.transfers.wait(step)
+        else:
+            time.sleep(step)
 
 
 def _stamp(folder: Path) -> int:
@@ -75,4 +80,4 @@ def _progress(install: Install) -> AbstractContextManager[Callable[[int], None]]
         return nullcontext(lambda active: None)
     from hpcrunner.cli.progress import Progress
 
-    return Progress(install.journal)
+    return Progress(install)

@@ -187,10 +187,13 @@ def integer(minimum: int = 0) -> Scalar[int]:
     return Scalar(f"a whole number, {minimum} or more", "N", parse)
 
 
-def size() -> Scalar[int]:
+def size(minimum: int = 0) -> Scalar[int]:
     """Bytes."""
     def parse(given: str, origin: Origin) -> int:
-        return _quietly(parse_size, given)
+        number = _quietly(parse_size, given)
+        if number < minimum:
+            raise ValueError(f"less than {format_size(minimum)}")
+        return number
 
     def write(value: int) -> str:
         short = format_size(value).replace(" ", "")

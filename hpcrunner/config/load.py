@@ -23,6 +23,7 @@ OTHER_VARIABLES = {
     "HPCRUNNER_SITE": "the site config, where `--site` is not given",
     "HPCRUNNER_REQUIRE": "services that the tests must find",
     "HPCRUNNER_STUDIOML": "the StudioML client that the tests use",
+    "HPCRUNNER_SERVERS": "the servers of stores that the tests use",
     "HPCRUNNER_BASE_IMAGE": "the base image that the tests use",
     "HPCRUNNER_TEST_CACHE": "where `make test` and `make demo` keep what they install",
     "HPCRUNNER_SLURM_DIR": "where `scripts/slurm-cluster` keeps the clusters of the tests",

@@ -11,6 +11,7 @@ from hpcrunner.config.kinds import Section
 from hpcrunner.config.load import OTHER_VARIABLES
 from hpcrunner.config.schema import Option, options_of
 from hpcrunner.config.site import OPTIONS
+from hpcrunner.config.stores import StoreProfile
 
 _INTRODUCTION = """\
 # Site config reference
@@ -65,7 +66,8 @@ Any other variable whose name begins with `HPCRUNNER_` is an error, so that a sl
 
 def markdown() -> str:
     """The whole page."""
-    return "\n".join([_INTRODUCTION, *_options(), *_queue_types(), *_schedulers(), _VARIABLES, *_variables(), ""])
+    return "\n".join([_INTRODUCTION, *_options(), *_stores(), *_queue_types(), *_schedulers(), _VARIABLES,
+                      *_variables(), ""])
 
 
 def _options() -> Iterator[str]:
@@ -77,6 +79,11 @@ def _options() -> Iterator[str]:
             flag = f"--{name.replace('_', '-')}"
             places += [f"`HPCRUNNER_{name.upper()}`", f"`{flag}`"]
         yield _entry(name, option, ", ".join(places))
+
+
+def _stores() -> Iterator[str]:
+    yield "## Keys of each entry of `stores`\n"
+    yield from _section("stores", StoreProfile)
 
 
 def _queue_types() -> Iterator[str]:
@@ -113,6 +120,8 @@ def _variables() -> Iterator[str]:
 
 def _entry(name: str, option: Option, places: str) -> str:
     default = f"`{option.default}`" if isinstance(option.default, str) else "empty"
+    if option.default and isinstance(option.default, (list, tuple)):
+        default = f"`[{', '.join(option.default)}]`"
     if option.default is None:
         default = option.unset
     lines = [f"### `{name}`\n", f"{option.doc}\n", f"- Allowed: {option.kind.allowed}",

@@ -11,6 +11,7 @@ from typing import Any
 from hpcrunner.config import kinds
 from hpcrunner.config.backends import QueueEntry, QueueSource, SchedulerOptions, backend
 from hpcrunner.config.schema import Option, option, options_of
+from hpcrunner.config.stores import CREDENTIALS, StoreProfile, endpoint_pattern
 
 _VERSION = ('a Python version such as 3.11, or "any"', r"[0-9]+\.[0-9]+|any")
 _TEMPLATE = kinds.text(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "the name of a file, not a path")
@@ -32,10 +33,38 @@ class Site:
         None, kinds.path(), unset="`images` in `state_dir`",
         doc="Images that were built, each once for all experiments with the same environment. Several installs may "
             "share it.")
+    cache_dir: Path = option(
+        None, kinds.path(), unset="`cache` in `state_dir`",
+        doc="Objects that experiments read, each fetched once for all that need it. Several installs of one account "
+            "may share it, on several hosts too if its file system has locks that hold between them.")
+    cache_size: int = option(
+        "20GiB", kinds.size(), doc="What `cache_dir` may hold; what was used longest ago is removed. `0`: no cache.")
     store_roots: tuple[Path, ...] = option(
         (), kinds.ListOf(kinds.path()),
         doc="Folders in which experiments' local (`file:`) stores may lie. Nothing outside of them is read or "
             "written, whatever a message says.")
+
+    stores: tuple[StoreProfile, ...] = option(
+        (), kinds.ListOf(kinds.Section(StoreProfile)), heading="Object stores",
+        doc="What this site knows of object stores: a list of mappings, whose keys are below. The first entry that "
+            "fits an endpoint and a bucket counts.")
+    store_credentials: tuple[str, ...] = option(
+        CREDENTIALS, kinds.ListOf(kinds.choice(*CREDENTIALS)),
+        doc="Where credentials may come from, and in which order they are looked for: the `artifact`'s own, the "
+            "`message`'s settings of its store, the message's variables (`env`), the entries of `stores` (`site`), and "
+            "the cloud's own ways, such as ~/.aws and ~/.config/gcloud (`sdk`). The last two are the site's, and are "
+            "only used for what `stores` lists. Without any, objects are read as anybody may.")
+    store_endpoints: tuple[str, ...] = option(
+        None, kinds.ListOf(endpoint_pattern()), unset="all; but never link-local addresses such as 169.254.169.254",
+        doc="Hosts of object stores that messages may name, such as `s3.example.org:9000` or `*.amazonaws.com`; "
+            "`*` stands for any text, and without a port any will do. Nothing is sent to others.")
+    transfer_threads: int = option(
+        "4", kinds.integer(1), doc="Connections that one object is moved over.")
+    transfer_part: int = option(
+        "32MiB", kinds.size(5 * 2**20), doc="What an object is moved in: larger ones in parts of this size, several at "
+        "once.")
+    transfer_timeout: float = option(
+        "1m", kinds.duration(0.1), doc="A connection over which nothing came for so long is taken for dead.")
 
     queues: tuple[QueueSource, ...] = option(
         (), kinds.ListOf(QueueEntry()), heading="Queues",
@@ -141,8 +170,18 @@ class Site:
     max_builds: int = option("1", kinds.integer(1), doc="Images that are built at once.")
 
     artifact_limit: int = option(
-        "100GiB", kinds.size(), heading="Results",
+        "100GiB", kinds.size(), heading="Files and results",
         doc="What an experiment's files may take when they are unpacked, if it doesn't ask for disk space itself.")
+    max_transfers: int = option(
+        "4", kinds.integer(1),
+        doc="Experiments whose files are fetched or returned at once.")
+    checkpoint_min: float = option(
+        "30s", kinds.duration(1),
+        doc="Checkpoints of one experiment are at least so far apart, however often it wants them "
+            "(`saveWorkspaceFrequency`, `saveFrequency` of an artifact).")
+    upload_patience: float = option(
+        "7d", kinds.duration(), doc="How long results are tried to be returned to a store that can't be reached. After "
+        "that they stay in the run directory.")
     keep: str = option(
         "none", kinds.choice("none", "failed", "all"),
         doc="Which run directories stay when their results are returned. Logs always stay.")
@@ -155,7 +194,7 @@ class Site:
         "info", kinds.choice("debug", "info", "warning", "error"), doc="The least that is logged.")
 
     def __post_init__(self) -> None:
-        for name, folder in (("working_dir", "runs"), ("image_dir", "images")):
+        for name, folder in (("working_dir", "runs"), ("image_dir", "images"), ("cache_dir", "cache")):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.state_dir / folder)
 

@@ -18,7 +18,7 @@ from hpcrunner import proc
 from hpcrunner.containers.base import BuildError, Definition, Launch
 from hpcrunner.errors import MessageError, UnavailableError
 from hpcrunner.render import environment
-from hpcrunner.wire.message import Experiment
+from hpcrunner.wire.experiment import Experiment
 from hpcrunner.wire.requirements import requirements
 
 _REMOTE = re.compile(r"(docker|oras|library)://")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from hpcrunner.errors import HpcrunnerError
-from hpcrunner.wire.message import Experiment
+from hpcrunner.wire.experiment import Experiment
 
 
 class BuildError(HpcrunnerError):

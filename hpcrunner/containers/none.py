@@ -13,7 +13,7 @@ from typing import IO, Any
 from hpcrunner import proc
 from hpcrunner.containers.base import BuildError, Definition, Launch
 from hpcrunner.errors import MessageError
-from hpcrunner.wire.message import Experiment
+from hpcrunner.wire.experiment import Experiment
 from hpcrunner.wire.requirements import requirements
 
 _READY = ".hpcrunner-ready"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import sqlite3
 import time
 from collections.abc import Callable
 
-from hpcrunner.engine import cancel, finish, prepare, record, submit
+from hpcrunner.engine import cancel, checkpoint, ends, finish, moving, prepare, submit
 from hpcrunner.engine.actions import (
     Action,
     Adopt,
@@ -15,41 +13,42 @@ from hpcrunner.engine.actions import (
     Cancel,
     Define,
     End,
+    Halt,
     Policy,
     Ready,
     Resume,
     Retry,
-    Return,
     Running,
-    Stage,
     Submit,
     SubmitAgain,
     Waiting,
 )
 from hpcrunner.engine.install import Install, log
 from hpcrunner.engine.observe import observe
-from hpcrunner.engine.plan import backoff, plan
-from hpcrunner.errors import BusyError, HpcrunnerError, MessageError, StoreError, UnavailableError
-from hpcrunner.model import Outcome, Run, State
-from hpcrunner.schedulers.base import SubmitDeferred, SubmitRefused
+from hpcrunner.engine.plan import plan
+from hpcrunner.model import Run, State
 
-_WEATHER = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE}
-"""What is wrong with a whole file system of ours, and not with one run: it is waited for, however long it takes."""
-_TRIES = 5
-"""So often a step that may succeed later is tried before the run counts as lost."""
+_SHORT = 0.02
+"""Seconds for which transfers are waited for before a look counts as having found nothing to do."""
 
 
 def move_all(install: Install) -> int:
-    """Observes, plans and acts until nothing is left to do now. Returns the number of runs that are not over."""
-    for run in install.journal.to_remove():
-        finish.clear(install, run)
+    """Observes, plans and acts until nothing is left to do now; transfers go on meanwhile, and after it.
+
+    Returns the number of runs that are not over.
+    """
+    moving.clear(install)
     install.scheduler.begin()
     stopped = cancel.stopped_by_users(install)
-    while runs := install.journal.runs():
+    while True:
+        moved = moving.reap(install)
+        runs = install.journal.runs()
         now = time.time()
         actions = plan(runs, observe(install, runs, policy(install), stopped), policy(install), now)
-        if not _do(install, actions):
+        moved += _do(install, actions)
+        if not moved and not install.transfers.wait(_SHORT):
             break
+    # Read again: what did not move on may have got its job's name meanwhile, as a submission without an answer does.
     active = install.journal.runs()
     _sweep(install, active)
     return len(active)
@@ -60,7 +59,7 @@ def policy(install: Install) -> Policy:
     return Policy(max_duration=site.max_duration, default_duration=site.default_duration, retries=site.retries,
                   queue_gone_grace=site.queue_gone_grace, settles=install.scheduler.settles,
                   exit_grace=install.scheduler.exit_grace, kill_grace=site.kill_grace, max_jobs=site.max_jobs,
-                  max_builds=site.max_builds)
+                  max_builds=site.max_builds, upload_patience=site.upload_patience)
 
 
 def _do(install: Install, actions: list[Action]) -> int:
@@ -68,7 +67,12 @@ def _do(install: Install, actions: list[Action]) -> int:
     submits = [action for action in actions if isinstance(action, Submit)]
     cancels = [action for action in actions if isinstance(action, Cancel)]
     waits = [action for action in actions if isinstance(action, Waiting)]
-    moved = sum([_act(install, action) for action in actions if not isinstance(action, (Submit, Cancel, Waiting))])
+    others = (Submit, Cancel, Waiting, Halt, *moving.STARTED)
+    moved = sum([_act(install, action) for action in actions if not isinstance(action, others)])
+    for action in actions:
+        if isinstance(action, Halt):
+            moving.halt(install, action)
+    moved += moving.start(install, [action for action in actions if isinstance(action, moving.STARTED)])
     if waits:
         with install.journal.together():
             for action in waits:
@@ -76,7 +80,7 @@ def _do(install: Install, actions: list[Action]) -> int:
     if cancels:
         cancel.cancel(install, cancels)
     if submits := _as_many_as_fit(install, submits):
-        moved += submit.submit(install, submits, lambda run, error: _went_wrong(install, run, error))
+        moved += submit.submit(install, submits, lambda run, error: ends.went_wrong(install, run, error))
     return moved
 
 
@@ -100,39 +104,8 @@ def _act(install: Install, action: Action) -> bool:
         _ACTS[type(action)](install, action)
         return True
     except Exception as error:
-        _went_wrong(install, action.run, error)
+        ends.went_wrong(install, action.run, error)
     return False
-
-
-def _went_wrong(install: Install, run: Run, error: Exception) -> None:
-    if isinstance(error, (BusyError, sqlite3.Error)):
-        raise error  # Not this run's trouble: the journal can't be written, or is somebody else's now.
-    if not isinstance(error, (HpcrunnerError, OSError)):
-        log.error("%s: the step after %s failed", run.key, run.state.value, exc_info=error)
-    _failed(install, run, error, isinstance(error, OSError) or getattr(error, "transient", False))
-
-
-def _failed(install: Install, run: Run, error: Exception, transient: bool) -> None:
-    run = install.journal.current(run)
-    tries = run.tries + 1
-    reason = str(error) or type(error).__name__
-    # Results are never given up: they stay here until the store takes them.
-    is_weather = isinstance(error, SubmitDeferred) or getattr(error, "errno", 0) in _WEATHER or (
-        transient and isinstance(error, UnavailableError))
-    if run.state is State.ENDING or is_weather or (transient and tries <= _TRIES):
-        wait = backoff(tries)
-        log.warning("%s: %s; tried again in %.0f s", run.key, reason, wait)
-        install.journal.note(run, f"{reason}; tried again in {wait:.0f} s", tries=tries, not_before=time.time() + wait)
-        return
-    if isinstance(error, (MessageError, StoreError, SubmitRefused)) and not transient:
-        outcome = Outcome.REJECTED
-    else:
-        outcome = Outcome.LOST if transient else Outcome.FAILED
-    _end(install, End(run, outcome, reason))
-
-
-def _stage(install: Install, action: Stage) -> None:
-    prepare.stage(install, action.run)
 
 
 def _define(install: Install, action: Define) -> None:
@@ -167,13 +140,11 @@ def _running(install: Install, action: Running) -> None:
     if run.state is State.RUNNING:
         install.journal.note(run, f"running on {action.node}", host=action.node)
         return
+    save_at = run.save_at
+    if save_at is None:
+        save_at = checkpoint.first(install.experiment(run), install.site.checkpoint_min, time.time())
     install.journal.move(run, State.RUNNING, f"running on {action.node}" if action.node else "running",
-                         host=action.node, waiting="")
-    changes = {"status": "running", "time_started": time.time(), "job_id": run.job_id, "host": action.node}
-    try:
-        record.update(install, install.experiment(run), changes)
-    except HpcrunnerError as error:
-        log.warning("%s: the client's record could not be set to running: %s", run.key, error)
+                         host=action.node, waiting="", save_at=save_at)
 
 
 def _waiting(install: Install, action: Waiting) -> None:
@@ -194,7 +165,7 @@ def _retry(install: Install, action: Retry) -> None:
     avoid = tuple(dict.fromkeys([*run.avoid, *([action.avoid] if action.avoid else [])]))
     install.journal.move(run, State.RECEIVED, action.reason, generation=run.generation + 1, attempt=0, run_dir="",
                          image="", tag="", job_name="", task=None, job_id="", gpu_ids=(), host="", waiting="",
-                         avoid=avoid)
+                         avoid=avoid, save_at=None)
 
 
 def _resume(install: Install, action: Resume) -> None:
@@ -204,26 +175,9 @@ def _resume(install: Install, action: Resume) -> None:
     install.journal.move(run, State.READY, action.reason, resumes=run.resumes + 1, gpu_ids=(), waiting="")
 
 
-def _end(install: Install, action: End) -> None:
-    run, ended = action.run, action.exit
-    log.log(20 if action.outcome is Outcome.SUCCEEDED else 30, "%s: %s: %s", run.key, action.outcome.value,
-            action.reason.splitlines()[0])
-    changes = {} if ended is None else {"exit_code": ended.code, "started_at": ended.started_at,
-                                        "finished_at": ended.finished_at, "host": ended.host}
-    # One that was stopped from outside may be waiting to be started again.
-    if run.job_id and (ended is None or ended.cause in ("cancelled", "preempted")):
-        install.scheduler.cancel([install.job(run)], now=True)
-    install.journal.move(run, State.ENDING, f"{action.outcome.value}: {action.reason}", outcome=action.outcome,
-                         reason=action.reason, gpu_ids=(), waiting="", **changes)
-
-
-def _return(install: Install, action: Return) -> None:
-    finish.finish(install, action.run)
-
-
 _ACTS: dict[type[Action], Callable[..., None]] = {
-    Stage: _stage, Define: _define, Build: _build, Ready: _ready, Adopt: _adopt, SubmitAgain: _submit_again,
-    Running: _running, Retry: _retry, Resume: _resume, End: _end, Return: _return,
+    Define: _define, Build: _build, Ready: _ready, Adopt: _adopt, SubmitAgain: _submit_again, Running: _running,
+    Retry: _retry, Resume: _resume, End: ends.end,
 }
 
 

@@ -27,6 +27,8 @@ class Observations:
     capacity: Capacity | None = None
     queues_gone: Mapping[str, float] = field(default_factory=dict)
     """Since when, Unix seconds."""
+    moving: frozenset[int] = frozenset()
+    """Runs whose files, or whose record, are being moved right now."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Policy:
     kill_grace: float = 30.0
     max_jobs: int | None = None
     max_builds: int = 1
+    upload_patience: float = 7 * 86400.0
+    """How long results wait for a store that doesn't take them."""
 
 
 @dataclass(frozen=True)
@@ -138,3 +142,23 @@ class End(Action):
 @dataclass(frozen=True)
 class Return(Action):
     """Give back its results and write the client's record."""
+
+    is_last_try: bool = False
+    """What the store doesn't take now stays here for good."""
+
+
+@dataclass(frozen=True)
+class Checkpoint(Action):
+    """Upload what it has made so far."""
+
+
+@dataclass(frozen=True)
+class Tell(Action):
+    """Write into the client's record how far it is."""
+
+    status: str = ""
+
+
+@dataclass(frozen=True)
+class Halt(Action):
+    """Stop moving its files: nobody wants them where they go."""

@@ -5,53 +5,59 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpcrunner.artifacts.pack import compression_for, pack
-from hpcrunner.artifacts.style import TarStyle
-from hpcrunner.engine import record
+from hpcrunner.engine import record, scrape
 from hpcrunner.engine.install import Install, log
-from hpcrunner.errors import HpcrunnerError, StoreError
+from hpcrunner.engine.outbox import Outbox
+from hpcrunner.engine.prepare import clear_away
+from hpcrunner.engine.transfers import Transfer
+from hpcrunner.errors import StoreError
 from hpcrunner.layout import RunDir
 from hpcrunner.model import Outcome, Run, State
-from hpcrunner.wire.message import Experiment
+from hpcrunner.wire.experiment import Experiment
 
 _LARGEST_LOG = 16 * 2**20
 """Bytes of a log that are kept for `hpcrunner logs`."""
 
 
-def finish(install: Install, run: Run) -> Run:
-    """Returns everything the run made, whatever its outcome, and ends it. May be repeated after a crash.
+def finish(install: Install, experiment: Experiment, run: Run, run_dir: RunDir, transfer: Transfer,
+           confirm: Callable[[], None], *, is_last_try: bool) -> tuple[str, ...]:
+    """Returns everything the run made, whatever its outcome; in a thread. May be repeated after a crash.
 
-    Raises StoreError (transient) if it should be tried again later; then everything is still here.
+    Returns what could not be returned for good. Raises StoreError (transient) or OSError if it should be tried again
+    later; then everything is still here.
     """
-    experiment = install.experiment(run)
-    run_dir = install.run_dir(run)
-    if not run_dir.root.exists():
-        # It ended before it had a run directory: the reason still goes where the user looks.
-        run_dir.root.mkdir(mode=0o700, parents=True)
-        run = install.journal.note(run, run_dir=str(run_dir.root))
+    if not run_dir.style_file.exists():
+        # It ended before all of its files were here. What is here must not replace what is whole in the store; only
+        # the reason goes where the user looks.
+        clear_away(run_dir)
     has_output = "output" in experiment.artifacts
     run_dir.env_file.unlink(missing_ok=True)
     sign_off(run_dir.log(has_output), run)
-    problems = _return_artifacts(install, run, experiment, run_dir)
-    problems += _write_record(install, run, experiment)
+    scrape.scrape(experiment, run, run_dir, is_over=True)
+    outbox = Outbox(install, experiment, run_dir, transfer, confirm)
+    problems = outbox.finish(is_last_try=is_last_try)
+    transfer.begin(f"{experiment.key}: writing its record")
+    confirm()
+    problems += _write_record(install, run, experiment, is_last_try)
     _keep_log(install, run, run_dir.log(has_output))
+    return tuple(problems)
+
+
+def finished(install: Install, run: Run, problems: tuple[str, ...]) -> Run:
+    """Records what `finish` did."""
     text = "results are returned"
     changes: dict[str, Any] = {}
     if problems:
         text = "not everything could be returned: " + "; ".join(problems)
-        changes["notes"] = tuple(dict.fromkeys([*run.notes, *problems, f"the files are kept in {run_dir.root}"]))
+        changes["notes"] = tuple(dict.fromkeys([*run.notes, *problems,
+                                                f"the files are kept in {install.run_dir(run).root}"]))
         log.error("%s: %s", run.key, text)
-    done = install.journal.move(run, State.DONE, text, removing=not problems and not _keeps(install, run), **changes)
-    return clear(install, done) if done.removing else done
-
-
-def clear(install: Install, run: Run) -> Run:
-    """Removes the run directory of a run that is over."""
-    remove(install.run_dir(run).root)
-    return install.journal.note(run, removing=False, run_dir="")
+    return install.journal.move(run, State.DONE, text, removing=not problems and not _keeps(install, run), waiting="",
+                                **changes)
 
 
 def release(run_dir: RunDir, run: Run) -> None:
@@ -85,38 +91,7 @@ def sign_off(path: Path, run: Run) -> None:
         file.write((b"" if not size or end.endswith(b"\n") else b"\n") + data)
 
 
-def _return_artifacts(install: Install, run: Run, experiment: Experiment, run_dir: RunDir) -> list[str]:
-    """Uploads every mutable artifact that exists. Returns what can't be uploaded for good."""
-    try:
-        style = TarStyle(run_dir.style_file.read_text())
-    except (OSError, ValueError):
-        style = TarStyle.NEW
-    problems = []
-    for artifact in experiment.artifacts.values():
-        source = run_dir.experiment / artifact.tag
-        if not artifact.mutable or not os.path.lexists(source):
-            continue
-        if artifact.location is None:
-            problems.append(f"{artifact.tag}: the message says nowhere where to put it")
-            continue
-        packed = run_dir.root / f".{artifact.tag[:100]}.tar"
-        try:
-            packed.unlink(missing_ok=True)
-            for warning in pack(source, packed, style, compression_for(artifact.key or artifact.location)):
-                log.warning("%s: %s: %s", run.key, artifact.tag, warning)
-            # Whoever took over may have returned it, and removed what was packed here.
-            install.journal.check()
-            install.store(artifact.location, artifact.credentials).put(packed, artifact.location)
-        except StoreError as error:
-            if error.transient:
-                raise
-            problems.append(f"{artifact.tag}: {error}")
-        finally:
-            packed.unlink(missing_ok=True)
-    return problems
-
-
-def _write_record(install: Install, run: Run, experiment: Experiment) -> list[str]:
+def _write_record(install: Install, run: Run, experiment: Experiment, is_last_try: bool) -> list[str]:
     changes: dict[str, Any] = {"status": "finished", "outcome": run.outcome.value if run.outcome else None,
                                "reason": run.reason, "exit_code": run.exit_code, "host": run.host,
                                "job_id": run.job_id, "partition": run.partition}
@@ -126,11 +101,10 @@ def _write_record(install: Install, run: Run, experiment: Experiment) -> list[st
         changes["time_finished"] = changes["time_last_checkpoint"] = run.finished_at
     else:
         changes["time_finished"] = run.updated_at
-    install.journal.check()
     try:
         record.update(install, experiment, changes)
-    except HpcrunnerError as error:
-        if error.transient:
+    except StoreError as error:
+        if error.transient and not is_last_try:
             raise
         return [f"record: {error}"]
     return []

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hpcrunner import plugins
 from hpcrunner.config.site import Site
@@ -18,19 +18,21 @@ from hpcrunner.model import Run, State
 from hpcrunner.queues.base import Queues
 
 if TYPE_CHECKING:
+    from hpcrunner.artifacts.cache import Cache
     from hpcrunner.containers.base import Container
     from hpcrunner.engine.builds import Builds
+    from hpcrunner.engine.transfers import Transfers
     from hpcrunner.images.cache import Images
     from hpcrunner.schedulers.base import Job, Scheduler
-    from hpcrunner.stores.base import Store
-    from hpcrunner.wire.message import Experiment
+    from hpcrunner.stores.base import Access, Store
+    from hpcrunner.wire.experiment import Artifact, Experiment
 
 log = logging.getLogger("hpcrunner")
 
 _KEPT = 500
 """Experiments, of some ten kilobytes each, that are kept in memory."""
-_SCHEMES = {"file": "local"}
-"""Backends of stores by the scheme of a location, where the two differ."""
+_KINDS = {"file": "local", "https": "http", "gcloud": "gs"}
+"""Backends of stores by the scheme of a location, or the `type` in a client's configuration, where they differ."""
 
 
 @dataclass
@@ -51,6 +53,12 @@ class Install:
         return backend
 
     @cached_property
+    def transfers(self) -> Transfers:
+        from hpcrunner.engine.transfers import Transfers
+
+        return Transfers(self.site.max_transfers, self.journal.check_clock)
+
+    @cached_property
     def engine(self) -> str:
         return choose_engine(self.site)
 
@@ -58,6 +66,20 @@ class Install:
     def container(self) -> Container:
         backend: Container = plugins.load("containers", self.engine)(self.site, self.engine)
         return backend
+
+    @cached_property
+    def cache(self) -> Cache | None:
+        """None if there is none: then every experiment fetches what it needs for itself."""
+        from hpcrunner.artifacts.cache import Cache
+
+        if not self.site.cache_size:
+            return None
+        try:
+            return Cache(self.site.cache_dir, self.site.cache_size)
+        except (OSError, UnavailableError) as error:
+            log.warning("cache_dir %s can't be used, so objects are fetched for each experiment anew: %s",
+                        self.site.cache_dir, error)
+            return None
 
     @cached_property
     def images(self) -> Images:
@@ -127,17 +149,25 @@ class Install:
         return Job(run.tag, run.job_id, self.run_dir(run).root, run.job_name, run.task, run.submitted_at,
                    run.state is State.RUNNING, bool(run.cancelling))
 
-    def store(self, location: str, credentials: Any = None) -> Store:
-        """The store of a location. Raises StoreError for a kind that this hpcrunner doesn't know."""
-        scheme = location.partition(":")[0]
-        return open_store(self.site, _SCHEMES.get(scheme, scheme), credentials, location)
+    def store(self, experiment: Experiment, artifact: Artifact) -> Store:
+        """The store of an artifact, which must have a location. Raises StoreError for a kind that this hpcrunner
+        doesn't know."""
+        from hpcrunner.stores.base import Access
+
+        assert artifact.location is not None
+        scheme = artifact.location.partition(":")[0]
+        config = experiment.storage
+        access = Access(artifact.credentials, config.credentials if config else None, experiment.env,
+                        config.endpoint if config else None)
+        return open_store(self.site, scheme, access, artifact.location)
 
 
-def open_store(site: Site, kind: str, credentials: Any, what: str) -> Store:
+def open_store(site: Site, kind: str, access: Access, what: str) -> Store:
+    kind = _KINDS.get(kind, kind)
     if not plugins.is_known("stores", kind):
         raise StoreError(f"{what}: there is no store of the kind {kind!r} in this hpcrunner; it has "
                          f"{', '.join(plugins.names('stores'))}")
-    store: Store = plugins.load("stores", kind)(site, credentials)
+    store: Store = plugins.load("stores", kind)(site, access)
     return store
 
 

@@ -16,7 +16,7 @@ from hpcrunner.model import Request, Run
 from hpcrunner.queues.base import Delivery, Queues
 
 if TYPE_CHECKING:
-    from hpcrunner.wire.message import Experiment
+    from hpcrunner.wire.experiment import Experiment
 
 
 def intake(install: Install, limit: int | None) -> list[Run]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from hpcrunner.config.site import Site
 from hpcrunner.containers.base import Container, Launch
@@ -11,7 +12,7 @@ from hpcrunner.errors import MessageError
 from hpcrunner.layout import RunDir, StateDir
 from hpcrunner.render import job
 from hpcrunner.schedulers.base import Scheduler, Submission
-from hpcrunner.wire.message import Experiment
+from hpcrunner.wire.experiment import Experiment
 
 
 def submission_of(action: Submit, run_dir: RunDir, tag: str) -> Submission:
@@ -33,5 +34,12 @@ def job_files(site: Site, container: Container, scheduler: Scheduler, experiment
     script = job.script(site, scheduler.template, job.Script(
         run_dir, submission.tag, experiment.key, container.command(image, launch), action.limit, action.limit_name,
         StateDir(site.state_dir).spool, run_dir.log("output" in experiment.artifacts), container.env_prefix, gpus,
+        () if scheduler.binds_gpus else action.gpus, _metrics(experiment, run_dir), experiment.metrics_frequency,
         run.expires_at, scheduler.script_values(submission)))
     return script, job.env_file(values, container.env_prefix)
+
+
+def _metrics(experiment: Experiment, run_dir: RunDir) -> Path | None:
+    """The client expects a single file, and only in the artifact that it made for it."""
+    artifact = experiment.artifacts.get("_metrics")
+    return run_dir.experiment / artifact.tag if artifact is not None and artifact.mutable else None

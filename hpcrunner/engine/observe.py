@@ -44,6 +44,7 @@ def observe(install: Install, runs: list[Run], policy: Policy, stopped: frozense
         stopped=stopped,
         capacity=_capacity(install, runs),
         queues_gone=gone,
+        moving=install.transfers.under_way,
     )
 
 

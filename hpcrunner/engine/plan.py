@@ -14,16 +14,21 @@ from hpcrunner.engine.actions import (
     Adopt,
     Build,
     Cancel,
+    Checkpoint,
     Define,
     End,
+    Halt,
     Observations,
     Policy,
     Ready,
+    Resume,
+    Retry,
     Return,
     Running,
     Stage,
     Submit,
     SubmitAgain,
+    Tell,
     Waiting,
 )
 from hpcrunner.engine.outcomes import EXPIRED
@@ -47,6 +52,8 @@ _FAILURE_STANDS = 600.0
 """Seconds for which a failed image build speaks for every run that needs the image; after that a new run tries."""
 _CANCEL_AGAIN = 30.0
 """Seconds beyond the grace after which a job that was told to stop is stopped."""
+_GATHERS = 10.0
+"""Seconds for which a job that is ready waits for those that are being staged, if a scheduler takes many at once."""
 _LONGEST_WAIT = 3600.0
 """Seconds; more than any try is put off."""
 _BACKOFF = (2.0, 10.0, 30.0, 120.0, 300.0)
@@ -64,15 +71,46 @@ def plan(runs: Iterable[Run], seen: Observations, policy: Policy, now: float) ->
         # One that is farther ahead was noted by a clock that was wrong.
         if now < run.not_before <= now + _LONGEST_WAIT:
             continue
-        action = _next(run, seen, policy, now, room, turn)
+        action = _next(run, seen, policy, now, room, turn) or _aside(run, now)
+        if run.id in seen.moving:
+            action = _beside_moving(action)
         if action is not None:
             actions.append(action)
-    return actions
+    return _gathered(runs, actions, seen, now)
+
+
+def _gathered(runs: list[Run], actions: list[Action], seen: Observations, now: float) -> list[Action]:
+    """Without the submissions that wait a little for those that get ready now, to go out in the same call."""
+    coming = any(isinstance(action, (Stage, Define, Ready)) for action in actions) or any(
+        run.state is State.RECEIVED and run.id in seen.moving for run in runs)
+    if not coming or seen.capacity is not None:  # no queue, no reason to wait
+        return actions
+    return [one for one in actions if not isinstance(one, Submit) or now >= one.run.updated_at + _GATHERS]
+
+
+def _aside(run: Run, now: float) -> Action | None:
+    """What may be done while nothing else is to be done."""
+    status = "running" if run.state is State.RUNNING else "waiting"
+    if run.told != status and run.state is not State.ENDING:
+        return Tell(run, status)
+    if run.state is State.RUNNING and run.save_at is not None and now >= run.save_at:
+        return Checkpoint(run)
+    return None
+
+
+def _beside_moving(action: Action | None) -> Action | None:
+    """What of it may be done while files of the run are being moved."""
+    if isinstance(action, (Stage, Return, Checkpoint, Tell)):
+        return None
+    # These take the files away from whoever moves them. A job's end is only noted, and needs not wait.
+    if isinstance(action, (Retry, Resume)) or (isinstance(action, End) and action.run.state is State.RECEIVED):
+        return Halt(action.run)
+    return action
 
 
 def _next(run: Run, seen: Observations, policy: Policy, now: float, room: _Room, turn: bool) -> Action | None:
     if run.state is State.ENDING:
-        return Return(run)
+        return Return(run, is_last_try=now >= run.ended_at + policy.upload_patience)
     if run.state in WITH_SCHEDULER:
         return _with_scheduler(run, seen, policy, now)
     if reason := _cancelled(run, seen, policy, now):

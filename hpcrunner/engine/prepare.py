@@ -1,68 +1,84 @@
-"""Before the job: its input files into the run directory, its image ordered."""
+"""Before the job: its input files into the run directory, its image ordered.
+
+`stage` runs in a thread and knows no journal; the main thread records what it returns.
+"""
 
 from __future__ import annotations
 
 import shutil
 import time
-from pathlib import Path
 
-from hpcrunner.artifacts.style import TarStyle, detect_style
-from hpcrunner.artifacts.unpack import Limits, unpack
+from hpcrunner.artifacts.style import TarStyle
+from hpcrunner.engine import imageuse
+from hpcrunner.engine.fetch import bring
 from hpcrunner.engine.install import Install, log
+from hpcrunner.engine.transfers import Transfer
 from hpcrunner.errors import MessageError, StoreError
+from hpcrunner.files import write_whole
 from hpcrunner.layout import RunDir
 from hpcrunner.model import Run, State
-from hpcrunner.wire.message import Artifact, Experiment
+from hpcrunner.wire.experiment import Experiment
 from hpcrunner.wire.requirements import needs_studioml
 
 IMAGE_TAG = "_singularity"
 _LARGEST_SOURCE = 4 * 2**20
 
 
-def stage(install: Install, run: Run) -> Run:
-    """Fetches every artifact whose object exists, into a new run directory.
+def stage(install: Install, experiment: Experiment, run_dir: RunDir, transfer: Transfer) -> tuple[str, ...]:
+    """Fetches every artifact whose object exists, into a new run directory. Returns notes for the user.
 
-    What a crash left of an earlier try is removed first: nothing has run in it. Raises MessageError or StoreError.
+    What a crash left of an earlier try is removed first, but for half downloads: nothing has run in it. Raises
+    MessageError or StoreError.
     """
-    experiment = install.experiment(run)
     check_image_source(experiment)
-    run_dir = install.run_dir(run)
-    notes = [*run.notes]
-    if (run_dir.status / "owner").exists():
-        # A job that this journal, restored from a backup maybe, knows nothing of: it keeps its files.
-        aside = run_dir.root.with_name(f"{run_dir.root.name}.{time.time_ns()}")
-        log.warning("%s: %s is another job's; moved to %s", run.key, run_dir.root, aside.name)
-        run_dir.root.replace(aside)
-    elif run_dir.root.exists():
-        shutil.rmtree(run_dir.root)
-    run_dir.root.mkdir(mode=0o700, parents=True)
-    for folder in (run_dir.status, run_dir.home, run_dir.experiment):
-        folder.mkdir(parents=True)
+    notes: list[str] = []
+    clear_away(run_dir)
+    for folder in (run_dir.transfer, run_dir.status, run_dir.home, run_dir.experiment):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     style: TarStyle | None = None
     left = experiment.resources.hdd or install.site.artifact_limit
     # The workspace first: its tar shows in which style this client packs.
     for tag in sorted(experiment.artifacts, key=lambda tag: (tag != "workspace", tag)):
         artifact = experiment.artifacts[tag]
         target = run_dir.given_image if artifact.tag == IMAGE_TAG else run_dir.experiment / artifact.tag
-        packed = _fetch(install, run_dir, artifact)
-        if packed is None:
+        transfer.begin(f"{experiment.key}: fetching {tag}")
+        brought = bring(install, experiment, artifact, target, run_dir.transfer, style, left, transfer)
+        if brought is None:
             continue
-        if artifact.tag == "workspace":
-            style = detect_style(packed)
-        if artifact.unpack:
-            done = unpack(packed, target, style, Limits(left))
-            notes += [f"{artifact.tag}: {text}" for text in done.skipped]
-            left = max(0, left - done.bytes)
-            packed.unlink()
-        else:
-            packed.replace(target)
+        style = brought.style
+        notes += brought.notes
+        left = max(0, left - brought.bytes)
     _check_image(install, run_dir, experiment)
     run_dir.workspace.mkdir(exist_ok=True)
     (run_dir.experiment / "modeldir").mkdir(exist_ok=True)
     _open_log(run_dir, "output" in experiment.artifacts)
-    run_dir.style_file.write_text((style or style_by_version(experiment)).value)
-    return install.journal.move(run, State.STAGED, "input files are in place", run_dir=str(run_dir.root),
-                                notes=tuple(dict.fromkeys(notes)))
+    shutil.rmtree(run_dir.transfer)
+    # Last, for its presence says that everything else is there.
+    write_whole(run_dir.style_file, (style or style_by_version(experiment)).value, 0o600)
+    return tuple(notes)
+
+
+def staged(install: Install, run: Run, notes: tuple[str, ...]) -> Run:
+    """Records what `stage` did."""
+    return install.journal.move(run, State.STAGED, "input files are in place", run_dir=str(install.run_dir(run).root),
+                                notes=tuple(dict.fromkeys([*run.notes, *notes])))
+
+
+def clear_away(run_dir: RunDir) -> None:
+    """Empties a run directory in which nothing has run; transfers that were interrupted may go on."""
+    if (run_dir.status / "owner").exists():
+        # A job that this journal, restored from a backup maybe, knows nothing of: it keeps its files.
+        aside = run_dir.root.with_name(f"{run_dir.root.name}.{time.time_ns()}")
+        log.warning("%s is another job's; moved to %s", run_dir.root, aside.name)
+        run_dir.root.replace(aside)
+    run_dir.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in run_dir.root.iterdir():
+        if path == run_dir.transfer:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def check_image_source(experiment: Experiment) -> None:
@@ -92,6 +108,7 @@ def define(install: Install, run: Run) -> Run:
     if experiment.filename is None:
         raise MessageError("has no script to run, and no image with a run script of its own (_singularity)")
     definition = install.container.define(experiment, studioml=wants_studioml(install, experiment, run_dir))
+    imageuse.register(install)
     install.images.order(definition)
     for name, text in definition.files.items():
         (run_dir.root / name).write_text(text, encoding="utf-8")
@@ -106,20 +123,6 @@ def wants_studioml(install: Install, experiment: Experiment, run_dir: RunDir) ->
     return needs_studioml(experiment.filename, (
         path.read_text(encoding="utf-8", errors="replace") for path in sorted(run_dir.experiment.rglob("*.py"))
         if path.is_file() and not path.is_symlink() and path.stat().st_size < _LARGEST_SOURCE))
-
-
-def _fetch(install: Install, run_dir: RunDir, artifact: Artifact) -> Path | None:
-    """The object as a file; None if a mutable artifact has none yet."""
-    if artifact.location is None:
-        if artifact.mutable:
-            return None
-        raise MessageError(f"artifact {artifact.tag} says nowhere where it is stored (neither `qualified` nor `url`)")
-    packed = run_dir.root / f".{artifact.tag[:100]}.fetched"
-    if install.store(artifact.location, artifact.credentials).fetch(artifact.location, packed):
-        return packed
-    if artifact.mutable:
-        return None
-    raise MessageError(f"artifact {artifact.tag} is not in the store: there is no {artifact.location}")
 
 
 def _check_image(install: Install, run_dir: RunDir, experiment: Experiment) -> None:

@@ -18,7 +18,8 @@ from hpcrunner.errors import MessageError
 from hpcrunner.layout import RunDir
 from hpcrunner.model import Place, Run, State
 from hpcrunner.schedulers.base import Scheduler
-from hpcrunner.wire.message import Experiment, parse, safe_name
+from hpcrunner.wire.experiment import Experiment
+from hpcrunner.wire.message import parse, safe_name
 from hpcrunner.wire.requirements import needs_studioml
 
 

@@ -12,9 +12,12 @@ import posixpath
 from typing import Any
 
 from hpcrunner.engine.install import Install, log, open_store
-from hpcrunner.errors import StoreError
-from hpcrunner.stores.base import Store
-from hpcrunner.wire.message import Experiment
+from hpcrunner.errors import ChangedError, StoreError
+from hpcrunner.stores.base import Access, Content, Store
+from hpcrunner.wire.experiment import Experiment
+
+_TRIES = 5
+"""So often a record that somebody else is writing, too, is read and written again."""
 
 
 def update(install: Install, experiment: Experiment, changes: dict[str, Any]) -> bool:
@@ -25,21 +28,26 @@ def update(install: Install, experiment: Experiment, changes: dict[str, Any]) ->
     if (place := _place(install, experiment)) is None:
         return False
     store, location = place
-    record = _read(store, location)
-    if record is None:
-        log.warning("%s: no record at %s; nothing is written there", experiment.key, location)
-        return False
-    if record.get("status") == "stopped":
-        changes = {name: value for name, value in changes.items() if name != "status"}
-    store.write(json.dumps({**record, **changes}).encode(), location)
-    return True
+    for _ in range(_TRIES):
+        content = store.read(location)
+        if content is None:
+            log.warning("%s: no record at %s; nothing is written there", experiment.key, location)
+            return False
+        record = _parse(content, location)
+        kept = {"status": "stopped"} if record.get("status") == "stopped" else {}
+        try:
+            store.write(json.dumps({**record, **changes, **kept}).encode(), location, replaces=content.version)
+            return True
+        except ChangedError as error:
+            changed = error
+    raise changed
 
 
 def status(install: Install, experiment: Experiment) -> str:
     """What the record says now; empty if there is none. Raises StoreError."""
     place = _place(install, experiment)
-    record = _read(*place) if place else None
-    return str((record or {}).get("status", ""))
+    content = place[0].read(place[1]) if place else None
+    return str(_parse(content, place[1]).get("status", "")) if place and content else ""
 
 
 def _place(install: Install, experiment: Experiment) -> tuple[Store, str] | None:
@@ -50,16 +58,14 @@ def _place(install: Install, experiment: Experiment) -> tuple[Store, str] | None
     if posixpath.normpath(key) != key:
         log.warning("%s: its record is left alone: the key is no plain name in the database", experiment.key)
         return None
-    store = open_store(install.site, database.type, database.credentials, "config.database")
+    access = Access(None, database.credentials, experiment.env, database.endpoint)
+    store = open_store(install.site, database.type, access, "config.database")
     return store, store.location(database.endpoint, database.bucket or "studioml-meta", key)
 
 
-def _read(store: Store, location: str) -> dict[str, Any] | None:
-    data = store.read(location)
-    if data is None:
-        return None
+def _parse(content: Content, location: str) -> dict[str, Any]:
     try:
-        record = json.loads(data)
+        record = json.loads(content.data)
     except ValueError as error:
         raise StoreError(f"{location}: the client's record is not JSON: {error}") from error
     if not isinstance(record, dict):

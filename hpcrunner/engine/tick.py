@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hpcrunner.engine.install import Install
@@ -21,6 +22,7 @@ class Ticked:
 def tick(install: Install, max_messages: int | None = None) -> Ticked:
     """Takes messages and moves every run as far as it can go. Safe to be killed at any instant.
 
+    Files may still be moving when it returns: see `install.transfers`, and `settle`.
     Raises BusyError if another process has taken over.
     """
     # Before a message is taken in the name of this install, and where nothing else would show that it is another's.
@@ -30,12 +32,19 @@ def tick(install: Install, max_messages: int | None = None) -> Ticked:
         from hpcrunner.engine.cancel import take_requests
 
         take_requests(install)
-    if not install.journal.runs() and not install.journal.to_remove() and not _leftovers(install):
+    if not (install.journal.runs() or install.journal.to_remove() or _leftovers(install)):
         return Ticked(taken, 0)
     # Only now: most ticks find nothing to do, and shall cost nothing.
     from hpcrunner.engine.act import move_all
 
     return Ticked(taken, move_all(install))
+
+
+def settle(install: Install, show: Callable[[int], None] = lambda active: None) -> None:
+    """Goes on, without taking messages, until no files are moving any more."""
+    while install.transfers.under_way:
+        install.transfers.wait(install.site.poll_interval)
+        show(tick(install, 0).active)
 
 
 def _leftovers(install: Install) -> bool:

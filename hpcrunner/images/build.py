@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,8 @@ def main(folder: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if container.is_built(digest):
             return
-        (folder / "failed.json").unlink(missing_ok=True)
+        for old in ("failed.json", "built.json"):
+            (folder / old).unlink(missing_ok=True)
         with (folder / "begun").open("ab") as begun:
             begun.write(b".")
         started = time.time()
@@ -40,8 +42,10 @@ def main(folder: Path) -> None:
             tail = last_lines(folder / "build.log")
             _place(folder / "failed.json", {"reason": f"{error}\n{tail}" if tail else str(error), "at": time.time()})
         else:
+            seconds = round(time.time() - started, 1)
+            image = container.image(digest)
             _place(folder / "built.json", {"digest": digest, "summary": order["summary"], "at": time.time(),
-                                           "seconds": round(time.time() - started, 1)})
+                                           "seconds": seconds, "sha256": file_digest(image) if image.is_file() else ""})
         (folder / "begun").unlink(missing_ok=True)
 
 
@@ -54,6 +58,15 @@ def last_lines(log: Path, lines: int = 12, size: int = 4000) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 in hexadecimal."""
+    found = sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _path(name: str, value: Any) -> Any:

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ class Images:
         """Puts down what is to be built, so that any later process can start it."""
         folder = self.folder(definition.digest)
         folder.mkdir(parents=True, exist_ok=True)
+        # Tells `hpcrunner images prune` that somebody comes to use it (hpcrunner.images.inventory).
+        # It may not be there, or have been built by another account.
+        with suppress(OSError):
+            os.utime(self._container.image(definition.digest))
         order = {"engine": self._engine, "digest": definition.digest, "summary": definition.summary,
                  "site": {name: _plain(getattr(self._site, name)) for name in _ORDERED}}
         for name, text in {**definition.files, "order.json": json.dumps(order, indent=1)}.items():
@@ -49,7 +54,7 @@ class Images:
             return Image(ImageState.BUILT)
         self._builders = [builder for builder in self._builders if builder.poll() is None]
         folder = self.folder(digest)
-        if _is_locked(folder / "lock"):
+        if is_locked(folder / "lock"):
             return Image(ImageState.BUILDING)
         if self._container.is_built(digest):  # It was finished between the two looks.
             return Image(ImageState.BUILT)
@@ -72,7 +77,7 @@ class Images:
             builder = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                                        cwd=folder, env=env)
         self._builders.append(builder)
-        while builder.poll() is None and not _is_locked(folder / "lock"):
+        while builder.poll() is None and not is_locked(folder / "lock"):
             time.sleep(0.01)
 
 
@@ -97,7 +102,8 @@ def crash_count(folder: Path) -> tuple[int, float]:
         return 0, 0.0
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
+    """Whether some process builds there."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -55,6 +55,9 @@ CREATE TABLE runs (
     avoid TEXT NOT NULL DEFAULT '[]',
     resumes INTEGER NOT NULL DEFAULT 0,
     cancelled_at REAL NOT NULL DEFAULT 0,
+    told TEXT NOT NULL DEFAULT 'waiting',
+    save_at REAL,
+    ended_at REAL NOT NULL DEFAULT 0,
     UNIQUE (queue, digest)
 );
 CREATE INDEX runs_by_state ON runs (state);
@@ -79,7 +82,7 @@ CREATE TABLE lease (
     beat_at REAL NOT NULL
 );
 """
-VERSION = 2
+VERSION = 3
 _UPGRADES = {1: (
     "ALTER TABLE runs ADD COLUMN job_name TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE runs ADD COLUMN task INTEGER",
@@ -90,6 +93,12 @@ _UPGRADES = {1: (
     "ALTER TABLE runs ADD COLUMN resumes INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE runs ADD COLUMN cancelled_at REAL NOT NULL DEFAULT 0",
     "UPDATE runs SET job_name = tag, submitted_at = updated_at",
+), 2: (
+    "ALTER TABLE runs ADD COLUMN told TEXT NOT NULL DEFAULT 'waiting'",
+    "ALTER TABLE runs ADD COLUMN save_at REAL",
+    "ALTER TABLE runs ADD COLUMN ended_at REAL NOT NULL DEFAULT 0",
+    "UPDATE runs SET told = 'running' WHERE state = 'running'",
+    "UPDATE runs SET ended_at = updated_at WHERE state = 'ending'",
 )}
 """What brings a journal of that version to the next one."""
 

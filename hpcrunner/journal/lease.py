@@ -13,6 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from hpcrunner.journal.database import connect, transaction
 LASTS = 120.0
 """Seconds without a beat after which another host may take over."""
 _BEAT_EVERY = 20.0
+_SAFE = 90.0
+"""Seconds after the last beat for which nobody else can have taken over, clocks that run a little apart included."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ def is_free(holder: Holder, mine: Holder, start_time: Callable[[int], str | None
     return not now - LASTS <= holder.beat_at <= now + LASTS
 
 
+def _clock() -> float:
+    """Seconds, those counted in which the host slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Lease:
     """Held from the constructor to `release`; beats in a thread of its own while it lives.
 
@@ -59,6 +67,7 @@ class Lease:
         self._db, self._path = db, path
         self._stop = threading.Event()
         mine = me()
+        self._beaten = _clock()
         with transaction(db):
             row = db.execute("SELECT epoch, host, boot, pid, started, beat_at FROM lease").fetchone()
             if row is not None:
@@ -78,7 +87,24 @@ class Lease:
         """Raises BusyError if somebody took over. Call inside a transaction, before its writes."""
         row = self._db.execute("SELECT epoch FROM lease").fetchone()
         if row is None or row[0] != self.epoch:
-            raise BusyError(f"{self._path}: another hpcrunner took over this install; this process stops")
+            raise self._lost()
+
+    def check_from_thread(self) -> None:
+        """The same from any thread, with a connection of its own."""
+        with closing(connect(self._path)) as db:
+            row = db.execute("SELECT epoch FROM lease").fetchone()
+        if row is None or row[0] != self.epoch:
+            raise self._lost()
+
+    def check_clock(self) -> None:
+        """Raises BusyError if the last beat is so long ago that somebody may have taken over. Costs nothing; may be
+        called from any thread."""
+        if _clock() > self._beaten + _SAFE:
+            raise BusyError(f"{self._path}: the lease on this install could not be renewed for {_SAFE:.0f} s; this "
+                            "process stops, since another one may work on it")
+
+    def _lost(self) -> BusyError:
+        return BusyError(f"{self._path}: another hpcrunner took over this install; this process stops")
 
     def release(self) -> None:
         self._stop.set()
@@ -92,8 +118,11 @@ class Lease:
             try:
                 if db is None:
                     db = connect(self._path)
+                at = _clock()
                 with transaction(db):
-                    db.execute("UPDATE lease SET beat_at = ? WHERE epoch = ?", (time.time(), self.epoch))
+                    beat = db.execute("UPDATE lease SET beat_at = ? WHERE epoch = ?", (time.time(), self.epoch))
+                if beat.rowcount:
+                    self._beaten = at
             except (sqlite3.Error, HpcrunnerError, OSError):
                 continue  # A full disk or a long lock: the next beat may get through, and `check` guards the rest.
         if db is not None:

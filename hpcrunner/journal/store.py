@@ -214,6 +214,16 @@ class Journal:
             raise HpcrunnerError("the journal is open for reading only")
         self._lease.check()
 
+    def check_from_thread(self) -> None:
+        """`check` for another thread than the one that works with this journal."""
+        assert self._lease is not None
+        self._lease.check_from_thread()
+
+    def check_clock(self) -> None:
+        """Raises BusyError if another process may have taken over. Costs nothing; for any thread."""
+        assert self._lease is not None
+        self._lease.check_clock()
+
 
 def _run(row: sqlite3.Row) -> Run:
     values = {name: row[name] for name in _COLUMNS}

@@ -87,7 +87,7 @@ class LocalQueues:
         if claimed := self._claimed(queue):
             return claimed
         for folder in self._folders(queue):
-            if not _messages(folder):
+            if not any(_messages(folder)):
                 # Looking costs nothing; only taking needs the lock.
                 if folder != self._root and (folder / _LOCK).exists():
                     self._clear(folder)
@@ -173,7 +173,7 @@ class _Patient:
         self._lock.release()
 
 
-def _messages(folder: Path) -> list[Path]:
+def _messages(folder: Path) -> Iterator[Path]:
     """Files that may be messages, oldest first, as the client orders them. Links are never followed."""
     found = []
     try:
@@ -188,8 +188,9 @@ def _messages(folder: Path) -> list[Path]:
                 if stat.S_ISREG(status.st_mode):
                     found.append((status.st_mtime_ns, entry.name))
     except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [folder / name for _, name in sorted(found)]
+        return
+    # One by one: most callers want the first of what may be thousands.
+    yield from (folder / name for _, name in sorted(found))
 
 
 def _is_whole(path: Path) -> bool:

@@ -12,10 +12,12 @@ from typing import Any
 
 from hpcrunner.layout import RunDir
 from hpcrunner.render import environment
-from hpcrunner.wire.message import Experiment
+from hpcrunner.wire.experiment import Experiment
 
 _LARGEST_STRING = 128 * 1024 - 1
 """Linux refuses a longer single argument or variable (execve(2), MAX_ARG_STRLEN)."""
+_SHORTEST = 10
+"""Seconds between two lines of metrics: looking at all processes of a node is not free."""
 _EXPANDED = ("PATH", "HOME", "USER")
 
 
@@ -89,6 +91,12 @@ class Script:
     log: Path
     env_prefix: str = ""
     gpus: int = 0
+    gpu_ids: Sequence[str] = ()
+    """Those that hpcrunner chose; empty where the scheduler chooses."""
+    metrics: Path | None = None
+    """Where lines about the job's use of CPU, memory and GPUs go."""
+    metrics_every: float | None = None
+    """Time between them, at least `_SHORTEST`; None: one at the end only."""
     expires: float | None = None
     """Unix seconds after which it must not run."""
     scheduler: Mapping[str, Any] = field(default_factory=dict)
@@ -115,6 +123,9 @@ def script(site: Any, template: str, parts: Script) -> str:
         "epilogue": site.epilogue,
         "env_prefix": parts.env_prefix,
         "gpus": parts.gpus,
+        "gpu_ids": ",".join(parts.gpu_ids),
+        "metrics": parts.metrics,
+        "metrics_every": None if parts.metrics_every is None else max(_SHORTEST, int(parts.metrics_every)),
         "expires": None if parts.expires is None else int(parts.expires),
         "retries": site.retries,
         **parts.scheduler,

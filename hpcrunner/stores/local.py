@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hpcrunner.errors import StoreError
+from hpcrunner.errors import ChangedError, StoreError
+from hpcrunner.stores.base import Access, Content, Progress, Stat
 
 _TRANSIENT = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT,
               errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ENOLCK}
@@ -23,7 +23,7 @@ _LARGEST_RECORD = 64 * 2**20
 
 
 class LocalStore:
-    def __init__(self, site: Any, credentials: Mapping[str, Any] | None) -> None:
+    def __init__(self, site: Any, access: Access) -> None:
         self._roots = [Path(os.path.realpath(root)) for root in site.store_roots]
         # The same after a crash, so that what was half-written then is replaced; another install's differs.
         self._mark = sha256(os.fsencode(site.state_dir)).hexdigest()[:12]
@@ -33,47 +33,61 @@ class LocalStore:
         root = os.path.realpath(Path(endpoint or "~").expanduser())  # no link may survive in it
         return f"file:/{root}/{bucket or 'storage'}/{key}"
 
-    def fetch(self, location: str, target: Path) -> bool:
-        source = self._path(location)
+    def stat(self, location: str) -> Stat | None:
         try:
-            with source.open("rb") as reader, target.open("xb") as writer:
-                shutil.copyfileobj(reader, writer, 2**20)
+            return _stat(self._path(location).stat())
         except (FileNotFoundError, NotADirectoryError):
-            if not source.exists():
-                target.unlink(missing_ok=True)
-                return False
-            raise
+            return None
         except OSError as error:
-            target.unlink(missing_ok=True)
+            raise _failed("can't be read", location, error) from error
+
+    def fetch(self, location: str, target: Path, progress: Progress | None = None) -> Stat | None:
+        source, part = self._path(location), target.with_name(f".{target.name}.part")
+        try:
+            with source.open("rb") as reader, part.open("wb") as writer:
+                _copy(reader, writer, progress)
+                stat = _stat(os.fstat(reader.fileno()))
+            part.replace(target)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not source.exists():
+                return None
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise OSError(error.errno, error.strerror, str(target)) from error  # Our own disk, not the store's.
             raise _failed("can't be read", location, error) from error
-        return True
+        return stat
 
-    def put(self, source: Path, location: str) -> None:
+    def put(self, source: Path, location: str, progress: Progress | None = None) -> None:
         def copy(writer: BinaryIO) -> None:
             with source.open("rb") as reader:
-                shutil.copyfileobj(reader, writer, 2**20)
+                _copy(reader, writer, progress)
 
         self._place(location, copy)
 
-    def read(self, location: str) -> bytes | None:
+    def read(self, location: str) -> Content | None:
         path = self._path(location)
         try:
             with path.open("rb") as reader:
                 data = reader.read(_LARGEST_RECORD + 1)
+                version = _stat(os.fstat(reader.fileno())).version
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise _failed("can't be read", location, error) from error
         if len(data) > _LARGEST_RECORD:
             raise StoreError(f"{location}: larger than {_LARGEST_RECORD >> 20} MiB, so it is no record")
-        return data
+        return Content(data, version)
 
-    def write(self, data: bytes, location: str) -> None:
-        self._place(location, lambda writer: writer.write(data))
+    def write(self, data: bytes, location: str, replaces: str | None = None) -> None:
+        def check() -> None:
+            stat = self.stat(location)
+            if replaces is not None and (stat is None or stat.version != replaces):
+                raise ChangedError(f"{location}: changed while it was being written")
 
-    def _place(self, location: str, make: Callable[[BinaryIO], object]) -> None:
+        self._place(location, lambda writer: writer.write(data), check)
+
+    def _place(self, location: str, make: Callable[[BinaryIO], object], check: Callable[[], None] = lambda: None
+               ) -> None:
         path = self._path(location)
         part = path.with_name(f".{path.name[:200]}.{self._mark}.part")
         try:
@@ -83,6 +97,7 @@ class LocalStore:
             try:
                 with part.open("xb") as writer:
                     make(writer)
+                check()  # As late as can be: a file system has no way to do both at once.
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)
@@ -106,6 +121,17 @@ class LocalStore:
         allowed = ", ".join(str(root) for root in self._roots) or "none is set"
         raise StoreError(f"{location}: outside the folders that this site lets experiments use "
                          f"(store_roots: {allowed})")
+
+
+def _stat(status: os.stat_result) -> Stat:
+    return Stat(status.st_size, f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}")
+
+
+def _copy(reader: BinaryIO, writer: BinaryIO, progress: Progress | None) -> None:
+    while data := reader.read(2**20):
+        writer.write(data)
+        if progress:
+            progress(len(data))
 
 
 def _failed(what: str, location: str, error: OSError) -> StoreError:

@@ -13,11 +13,11 @@ import posixpath
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from hpcrunner.errors import MessageError
 from hpcrunner.units import parse_duration, parse_size
+from hpcrunner.wire.experiment import Artifact, Experiment, Resources, StoreConfig
 
 LARGEST = 64 * 2**20
 """Bytes of a message; real ones have under 10 kB."""
@@ -31,75 +31,12 @@ _CARDS = frozenset({"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISI
                     "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK"})
 """Variables by which drivers choose cards: those of templates/sbatch.sh.j2."""
 _PYTHON = re.compile(r"([23])(?:\.([0-9]{1,2}))?(?:\.[0-9]{1,3})?[a-z0-9]{0,4}")
+_SHA256 = re.compile(r"(?:sha-?256:)?([0-9a-f]{64})", re.IGNORECASE)
 _TAR = re.compile(r"\.(tar|tgz|tbz2?|txz)(\.[a-z0-9]+)?$", re.IGNORECASE)
 
 
 class EncryptedMessageError(MessageError):
     """The message may be good, but only the holder of a key can tell."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What the experiment asks for; sizes in bytes, 0 where it doesn't say."""
-
-    cpus: int = 1
-    gpus: int = 0
-    ram: int = 0
-    hdd: int = 0
-    gpu_mem: int = 0
-    """Of each card."""
-    gpu_count: int = 0
-
-
-@dataclass(frozen=True)
-class Artifact:
-    tag: str
-    mutable: bool
-    """It goes back to the store when the program ends."""
-    unpack: bool
-    location: str | None
-    """The client's `qualified`, or the `url` of one from the web."""
-    key: str | None
-    bucket: str | None = None
-    credentials: Mapping[str, Any] | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class StoreConfig:
-    """`config.storage` or `config.database`."""
-
-    type: str
-    endpoint: str | None
-    bucket: str | None
-    credentials: Mapping[str, Any] | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    key: str
-    filename: str | None
-    """The script, relative to the workspace; `-m` if the first argument names a module; None: the image's own."""
-    args: tuple[str, ...]
-    """As the program gets them: the client's quotes for a shell are taken off."""
-    pythonenv: tuple[str, ...]
-    pip: tuple[str, ...]
-    pythonver: str
-    """`3.11`, or just `3`."""
-    project: str | None
-    owner: str | None
-    resources: Resources
-    max_duration: float | None
-    """Seconds."""
-    lifetime: float | None
-    """Seconds from `time_added`."""
-    time_added: float | None
-    """Unix seconds by the client's clock."""
-    artifacts: Mapping[str, Artifact]
-    env: Mapping[str, str] = field(repr=False)
-    database: StoreConfig | None
-    storage: StoreConfig | None
-    save_frequency: float | None
-    warnings: tuple[str, ...]
 
 
 def parse(data: bytes) -> Experiment:
@@ -186,7 +123,8 @@ class _Reader:
             env=self._env(config.get("env")),
             database=self._store(config.get("database")),
             storage=self._store(config.get("storage")),
-            save_frequency=self._duration("config.saveWorkspaceFrequency", config.get("saveWorkspaceFrequency")),
+            save_frequency=self._frequency("config.saveWorkspaceFrequency", config.get("saveWorkspaceFrequency")),
+            metrics_frequency=self._frequency("config.saveMetricsFrequency", config.get("saveMetricsFrequency")),
             warnings=tuple(self.warnings),
         )
 
@@ -275,6 +213,10 @@ class _Reader:
             return None
         return seconds
 
+    def _frequency(self, path: str, value: Any) -> float | None:
+        """Zero is the client's own word for "never"."""
+        return None if value in (0, "0", "0s", "0m", "0h") else self._duration(path, value)
+
     def _time(self, value: Any) -> float | None:
         """Unix seconds; the runners before us ignored what can't be a date, and so do we."""
         try:
@@ -354,7 +296,16 @@ class _Reader:
             # null in messages of a grid search and of --reuse, whose objects are tars like all others.
             unpack=bool(_TAR.search(key or location or "")) if unpack is None else bool(unpack),
             location=location, key=key, bucket=_text(raw.get("bucket")),
-            credentials=credentials if isinstance(credentials, dict) else None)
+            credentials=credentials if isinstance(credentials, dict) else None, sha256=self._hash(tag, raw.get("hash")),
+            save_frequency=self._frequency(f"experiment.artifacts.{tag}.saveFrequency", raw.get("saveFrequency")))
+
+    def _hash(self, tag: str, value: Any) -> str:
+        """No client writes one, so nothing says in which form it would be: only what can be no other is taken."""
+        match = _SHA256.fullmatch(value.strip()) if isinstance(value, str) else None
+        if match is None and value:
+            self.warnings.append(f"experiment.artifacts.{tag}.hash holds {_shown(value)}, which is no SHA-256 in "
+                                 "hexadecimal; it is not checked")
+        return match[1].lower() if match else ""
 
     def _wrong(self, path: str, value: Any, right: str) -> None:
         self.problems.append(f"{path} holds {_shown(value)}; it {right}")

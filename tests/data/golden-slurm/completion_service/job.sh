@@ -39,6 +39,7 @@ started=
 ended=
 finish() {  # finish CODE
     [[ ! ${timer-} ]] || kill -KILL -- "-$timer" 2>/dev/null
+    [[ ! ${sampler-} ]] || kill -KILL -- "-$sampler" 2>/dev/null
     [[ ! $child ]] || kill -KILL -- "-$child" 2>/dev/null
     [[ -e status/exit ]] || record "$1"
     tell

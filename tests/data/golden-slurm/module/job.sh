@@ -39,6 +39,7 @@ started=
 ended=
 finish() {  # finish CODE
     [[ ! ${timer-} ]] || kill -KILL -- "-$timer" 2>/dev/null
+    [[ ! ${sampler-} ]] || kill -KILL -- "-$sampler" 2>/dev/null
     [[ ! $child ]] || kill -KILL -- "-$child" 2>/dev/null
     [[ -e status/exit ]] || record "$1"
     tell
@@ -143,6 +144,32 @@ started=$(now)
 printf '%255s\n' '' >status/.reserved
 place started "$started"
 
+# What all processes of this job use, in lines as the StudioML client writes them. Of the CPU: percent of all cores that
+# the job may use, since the line before; the last line is about the whole run. Of the memory: bytes.
+measured_ticks=0
+measured_at=$started
+cores=$(nproc 2>/dev/null || echo 1)
+measure() {
+    local at used cards=''
+    at=$(now)
+    # shellcheck disable=SC2002  # awk would end at the first process that is gone by now
+    used=$(cat /proc/[0-9]*/stat 2>/dev/null | awk -v root=$$ -v at="$at" -v since="$measured_at" \
+        -v before="$measured_ticks" -v cores="$cores" -v hertz="$(getconf CLK_TCK)" -v page="$(getconf PAGESIZE)" '
+        { pid = $1 }
+        sub(/.*\) /, "") { parent[pid] = $2; ticks[pid] = $12 + $13 + $14 + $15; pages[pid] = $22 }
+        END {
+            for (pid in parent) {
+                up = pid
+                for (steps = 0; up != root && up in parent && steps < 1000; steps++) up = parent[up]
+                if (up == root) { all += ticks[pid]; memory += pages[pid] * page }
+            }
+            share = at > since ? 100 * (all - before) / hertz / (at - since) / cores : 0
+            printf "%.0f CPU: %.1f mem: %.0f", all, share < 0 ? 0 : share, memory
+        }')
+    [[ ! -L /srv/hpcrunner/runs/exp_module-0.1/studioml/experiments/exp_module/_metrics ]] && printf 'time: %s %s %s \n' "$at" "${used#* }" "$cards" 2>/dev/null >>/srv/hpcrunner/runs/exp_module-0.1/studioml/experiments/exp_module/_metrics
+    measured_ticks=${used%% *} measured_at=$at
+}
+
 trap 'stop cancelled' TERM INT HUP
 limit=86310
 limit_name=partition
@@ -197,6 +224,8 @@ child=$!
 # Not if its sleep is killed, as all processes of a job are by a scheduler that ends it.
 { run_for "$limit" && kill -USR1 $$; } &
 timer=$!
+{ while sleep 60; do measure; done; } &
+sampler=$!
 set +m
 
 # `wait` returns early when a signal comes in.
@@ -206,6 +235,7 @@ while :; do
     kill -0 "$child" 2>/dev/null || break
     sleep 0.2
 done
+measure
 # The SIGTERM that ended the program may be on its way here: Slurm sends it to one process after the other.
 [[ $code == 0 || $cause != exit ]] || sleep 0.2
 if [[ $cause == preempted ]]; then

@@ -1,0 +1,150 @@
+"""Starts the transfers that the plan wants, and records what became of them. The main thread's side of `transfers`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hpcrunner.engine import checkpoint, ends, finish, prepare, record
+from hpcrunner.engine.actions import Action, Checkpoint, Halt, Return, Stage, Tell
+from hpcrunner.engine.install import Install, log
+from hpcrunner.engine.outbox import read_sent
+from hpcrunner.engine.transfers import Stopped, Transfer
+from hpcrunner.errors import BusyError
+from hpcrunner.model import Run
+
+_URGENCY: dict[type[Action], int] = {Tell: 0, Return: 1, Checkpoint: 2, Stage: 3}
+"""Results before inputs: somebody waits for them, and they free a disk."""
+_REMOVAL = 4
+
+
+def start(install: Install, actions: list[Action]) -> int:
+    """Starts as many as there is room for, the most urgent first. Returns how many."""
+    chosen = sorted(actions, key=lambda action: _URGENCY[type(action)])[: max(0, install.transfers.room)]
+    for action in chosen:
+        install.journal.check()
+        try:
+            _STARTS[type(action)](install, action)
+        except Exception as error:
+            ends.went_wrong(install, action.run, error)
+    return len(chosen)
+
+
+def clear(install: Install) -> None:
+    """Starts the removal of the run directories that are not needed any more."""
+    for run in install.journal.to_remove():
+        if run.id not in install.transfers.under_way and install.transfers.room > 0:
+            install.transfers.start(run, f"{run.key}: removing its files", _REMOVAL,
+                                    partial(_clear, install, install.run_dir(run).root),
+                                    partial(_cleared, install, run), partial(ends.went_wrong, install, run))
+
+
+def reap(install: Install) -> int:
+    """Records the transfers that came to an end. Returns how many."""
+    done = install.transfers.done()
+    for transfer in done:
+        install.journal.check()
+        if isinstance(transfer.error, Stopped):
+            continue  # Whatever stopped it goes on now.
+        try:
+            if transfer.error is None:
+                transfer.record(transfer.result)
+            else:
+                transfer.failed(transfer.error)
+        except Exception as error:
+            ends.went_wrong(install, install.journal.current(transfer.run), error)
+    return len(done)
+
+
+def halt(install: Install, action: Halt) -> None:
+    install.transfers.stop(action.run.id)
+
+
+def _stage(install: Install, action: Stage) -> None:
+    run, experiment, run_dir = action.run, install.experiment(action.run), install.run_dir(action.run)
+    _start(install, action, "staging", lambda transfer: prepare.stage(install, experiment, run_dir, transfer),
+           lambda notes: prepare.staged(install, install.journal.current(run), notes),
+           partial(ends.went_wrong, install, run))
+
+
+def _return(install: Install, action: Return) -> None:
+    run = action.run
+    run_dir, experiment = install.run_dir(run), install.experiment(run)
+    if not run.run_dir:
+        run = install.journal.note(run, run_dir=str(run_dir.root))
+    _start(install, action, "returning", lambda transfer: finish.finish(
+        install, experiment, run, run_dir, transfer, install.journal.check_from_thread,
+        is_last_try=action.is_last_try), partial(_returned, install, run), partial(ends.went_wrong, install, run))
+
+
+def _returned(install: Install, run: Run, problems: tuple[str, ...]) -> None:
+    finish.finished(install, install.journal.current(run), problems)
+    clear(install)
+
+
+def _clear(install: Install, root: Path, transfer: Transfer) -> None:
+    install.journal.check_from_thread()
+    finish.remove(root)
+
+
+def _cleared(install: Install, run: Run, _: None) -> None:
+    install.journal.note(install.journal.current(run), removing=False, run_dir="")
+
+
+def _checkpoint(install: Install, action: Checkpoint) -> None:
+    run, experiment, run_dir = action.run, install.experiment(action.run), install.run_dir(action.run)
+
+    def saved(_: object) -> None:
+        # Counted from its end: one that takes longer than it should be apart doesn't fill all of the time.
+        now = time.time()
+        plan = checkpoint.due(experiment, read_sent(run_dir.sent_file), install.site.checkpoint_min, now)
+        install.journal.note(install.journal.current(run), save_at=plan.next_at)
+
+    def failed(error: Exception) -> None:
+        _only_said(run, "no checkpoint this time", error)
+        saved(None)
+
+    _start(install, action, "saving", lambda transfer: checkpoint.save(
+        install, experiment, run, run_dir, transfer, install.journal.check_from_thread), saved, failed)
+
+
+def _tell(install: Install, action: Tell) -> None:
+    run, experiment = action.run, install.experiment(action.run)
+    changes: dict[str, object] = {"status": action.status, "job_id": run.job_id, "host": run.host}
+    if action.status == "running":
+        changes["time_started"] = run.updated_at
+
+    def work(transfer: Transfer) -> None:
+        install.journal.check_from_thread()
+        record.update(install, experiment, changes)
+
+    def told(_: object) -> None:
+        install.journal.note(install.journal.current(run), told=action.status)
+
+    def failed(error: Exception) -> None:
+        _only_said(run, f"the client's record could not be set to {action.status}", error)
+        told(None)
+
+    _start(install, action, "telling", work, told, failed)
+
+
+def _only_said(run: Run, what: str, error: Exception) -> None:
+    """What the run itself needs not suffer from."""
+    if isinstance(error, BusyError):
+        raise error
+    log.warning("%s: %s: %s", run.key, what, error)
+
+
+def _start(install: Install, action: Action, what: str, work: Callable[[Transfer], object],
+           record: Callable[[Any], object], failed: Callable[[Exception], None]) -> None:
+    install.transfers.start(action.run, f"{action.run.key}: {what}", _URGENCY[type(action)], work, record, failed)
+
+
+_STARTS: dict[type[Action], Callable[..., None]] = {
+    Stage: _stage, Return: _return, Checkpoint: _checkpoint, Tell: _tell,
+}
+STARTED = tuple(_STARTS)
+"""The actions that are transfers."""

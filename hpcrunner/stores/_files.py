@@ -1,0 +1,87 @@
+"""The local side of a transfer: disks that are full, files that are read piece by piece."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcrunner.errors import StoreError
+from hpcrunner.units import format_size
+
+PIECE = 2**19
+"""Bytes in memory at a time, for each connection. Twice as many cost the kernel three times as much, measured."""
+_LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EROFS}
+
+
+@contextmanager
+def disk_fault(path: Path) -> Iterator[None]:
+    """Makes an OSError of this host's file system a StoreError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        hint = "; free space there, and it goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise StoreError(f"{path}: {error.strerror or error}{hint}", transient=error.errno not in _LASTING) from error
+
+
+def require_space(path: Path, size: int) -> None:
+    """Raises StoreError if `size` more bytes certainly don't fit where `path` lies: before anything is moved."""
+    status = os.statvfs(path.parent)
+    free = status.f_bavail * status.f_frsize
+    if size > free:
+        raise StoreError(f"{path}: no space left: {format_size(size)} are needed and {format_size(free)} are free; "
+                         "free space there, and it goes on", transient=True)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Tells whether a file was changed."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, fd: int) -> Identity:
+        status = os.fstat(fd)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def check_unchanged(fd: int, identity: Identity, path: Path) -> None:
+    """Raises StoreError."""
+    if Identity.of(fd) != identity:
+        raise StoreError(f"{path}: changed while it was stored", transient=True)
+
+
+class Window:
+    """A part of an open file, as HTTP clients read bodies. Several windows of one file don't disturb each other."""
+
+    def __init__(self, fd: int, start: int, end: int) -> None:
+        self._fd, self._start, self._size, self._at = fd, start, end - start, 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        """May return more than asked for: clients ask for so little that the calls cost more than the bytes."""
+        rest = self._size - self._at
+        wanted = rest if size is None or size < 0 else min(rest, max(size, PIECE))
+        data = os.pread(self._fd, wanted, self._start + self._at)
+        self._at += len(data)
+        return data
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it, from its start."""
+        self.seek(0)
+        while data := self.read(1):
+            yield data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def __len__(self) -> int:
+        return self._size

@@ -1,0 +1,167 @@
+"""Files on the web, by their URL: they can only be read."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
+
+from hpcrunner.errors import ChangedError, StoreError
+from hpcrunner.stores import _endpoints as endpoints
+from hpcrunner.stores import _ranged
+from hpcrunner.stores._files import disk_fault
+from hpcrunner.stores._retry import persist
+from hpcrunner.stores._web import md5_of, pieces, request
+from hpcrunner.stores.base import Access, Content, Progress, Stat
+
+_MOST_REDIRECTS = 5
+_LARGEST_RECORD = 64 * 2**20
+_SAFE = "/%:@!$&'()*+,;=~-._?"
+"""Stays as it is in a URL; people write others as they are, such as blanks."""
+
+
+class HttpStore:
+    md5_is_sure = False
+
+    def __init__(self, site: Any, access: Access) -> None:
+        self._site = site
+
+    def location(self, endpoint: str | None, bucket: str | None, key: str) -> str:
+        return "/".join(part.strip("/") for part in (endpoint or "", bucket or "", key) if part)
+
+    def stat(self, location: str) -> Stat | None:
+        return persist(lambda: self.stat_once(location))
+
+    def fetch(self, location: str, target: Path, progress: Progress | None = None) -> Stat | None:
+        stat = self.stat(location)
+        if stat is not None and stat.size < 0:
+            return persist(lambda: self._fetch_unmeasured(location, target, progress))
+        return _ranged.fetch(self, location, target, threads=self._site.transfer_threads, part=self._site.transfer_part,
+                             progress=progress)
+
+    def put(self, source: Path, location: str, progress: Progress | None = None) -> None:
+        raise StoreError(f"{shown(location)}: can't be written: what is named by its URL is only read; give the "
+                         "artifact a place in an S3, Google or local store")
+
+    def write(self, data: bytes, location: str, replaces: str | None = None) -> None:
+        self.put(Path(), location)
+
+    def read(self, location: str) -> Content | None:
+        def once() -> Content | None:
+            with self._get(location) as response:
+                if _is_absent(response):
+                    return None
+                data = b""
+                for piece in pieces(response):
+                    data += piece
+                    if len(data) > _LARGEST_RECORD:
+                        raise StoreError(f"{shown(location)}: larger than {_LARGEST_RECORD >> 20} MiB, so it is no "
+                                         "record")
+                return Content(data, _version(response.headers))
+
+        return persist(once)
+
+    def stat_once(self, location: str) -> Stat | None:
+        """The size is -1 if the server doesn't say it."""
+        # Not HEAD: what is signed for GET refuses it, and so do some servers.
+        with self._get(location, 0, 1) as response:
+            if _is_absent(response):
+                return None
+            headers = response.headers
+            total = headers.get("Content-Range", "").rpartition("/")[2] if response.status in (206, 416) \
+                else headers.get("Content-Length", "")
+            digest = re.search(r"md5=([\w+/=]+)", headers.get("x-goog-hash", ""))
+            md5 = md5_of(digest[1] if digest else "")
+            return Stat(int(total) if total.isdigit() else -1, _version(headers), md5=md5)
+
+    def chunks(self, location: str, stat: Stat, start: int, end: int) -> Generator[bytes, None, None]:
+        is_whole = (start, end) == (0, stat.size)
+        with self._get(location, *(() if is_whole else (start, end))) as response:
+            if _is_absent(response) or _version(response.headers) != stat.version or response.status == 416:
+                raise ChangedError(f"{shown(location)}: changed while it was read")
+            if not is_whole and response.status != 206:
+                raise _ranged.NoRanges
+            yield from pieces(response)
+
+    def _fetch_unmeasured(self, location: str, target: Path, progress: Progress | None) -> Stat | None:
+        """An answer that the server makes up as it goes, such as an archive of a repository."""
+        part = target.with_name(f".{target.name}.part")
+        with self._get(location) as response:
+            if _is_absent(response):
+                return None
+            received = pieces(response)
+            size = 0
+            with disk_fault(target):
+                writer = part.open("wb")
+            with writer:
+                for piece in received:
+                    with disk_fault(target):
+                        writer.write(piece)
+                    size += len(piece)
+                    if progress:
+                        progress(len(piece))
+            with disk_fault(target):
+                part.replace(target)
+            return Stat(size, _version(response.headers))
+
+    @contextmanager
+    def _get(self, location: str, start: int = 0, end: int = 0) -> Iterator[Any]:
+        """Follows redirects, each to a host that is allowed."""
+        url, name = location, shown(location)
+        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-{end - 1}"} if end else {})}
+        for _ in range(_MOST_REDIRECTS + 1):
+            parts = urlsplit(url)
+            host = parts.netloc.rpartition("@")[2]
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise StoreError(f"{name}: not a URL on the web, which is http://HOST/PATH or https://HOST/PATH")
+            endpoints.check_allowed(self._site, host, name)
+            profile = endpoints.profile_of(self._site, endpoints.host_of(url), "")
+            clean = urlunsplit((parts.scheme, host, quote(parts.path, _SAFE), quote(parts.query, _SAFE), ""))
+            with request("GET", clean, headers={**headers, **_authorization(parts)}, shown=name,
+                         ca_file=str(profile.ca_file) if profile and profile.ca_file else None,
+                         timeout=self._site.transfer_timeout) as response:
+                if response.status in (301, 302, 303, 307, 308) and response.headers.get("Location"):
+                    url = urljoin(url, response.headers["Location"])
+                    continue
+                if response.status in (401, 403):
+                    raise StoreError(f"{name}: {host} denies access (status {response.status}); put it where this host "
+                                     "may read it, or write https://USER:PASSWORD@... in front")
+                if response.status not in (200, 206, 404, 410, 416):
+                    raise StoreError(f"{name}: {host} refuses the request (status {response.status})")
+                yield response
+                return
+        raise StoreError(f"{name}: redirected more than {_MOST_REDIRECTS} times")
+
+
+def shown(location: str) -> str:
+    """Without what may be secret: a password, and a query, which may be signed."""
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        raise StoreError("an artifact's location is no URL: what stands in [] must be an IPv6 address") from None
+    host = f"***@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
+    return urlunsplit((parts.scheme, host, parts.path, "***" if parts.query else "", ""))
+
+
+def _authorization(parts: Any) -> dict[str, str]:
+    if parts.username is None:
+        return {}
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+
+
+def _is_absent(response: Any) -> bool:
+    return response.status in (404, 410)
+
+
+def _version(headers: Mapping[str, str]) -> str:
+    tag = headers.get("ETag", "")
+    # A weak tag is the same for other bytes that mean the same.
+    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
+
+
+backend = HttpStore

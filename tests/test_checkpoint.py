@@ -1,0 +1,98 @@
+"""When checkpoints are due, and what counts as changed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcrunner.artifacts.fingerprint import fingerprint
+from hpcrunner.engine.checkpoint import Due, due, first
+from hpcrunner.engine.outbox import Sent, read_sent
+from hpcrunner.wire.experiment import Experiment
+from hpcrunner.wire.message import parse
+from lab import Lab
+
+NOW = 1_000_000.0
+
+
+def an_experiment(tmp_path: Path, frequency: Any = None, **own: Any) -> Experiment:
+    message = Lab(tmp_path).message("e", config={"saveWorkspaceFrequency": frequency})
+    artifacts = message["experiment"]["artifacts"]
+    message["experiment"]["artifacts"] = {
+        "workspace": {**artifacts["workspace"], "saveFrequency": 1},
+        **{tag: {**artifacts[tag], **({"saveFrequency": own[tag]} if tag in own else {})} for tag in ("tb", "output")}}
+    return parse(json.dumps(message).encode())
+
+
+def test_every_artifact_at_its_own_time(tmp_path: Path) -> None:
+    experiment = an_experiment(tmp_path, "5m", tb=60)
+    assert due(experiment, {}, 30, NOW) == Due(("tb", "output"), NOW + 60)
+    sent = {"tb": Sent(NOW - 60), "output": Sent(NOW - 60)}
+    assert due(experiment, sent, 30, NOW) == Due(("tb",), NOW + 60)
+    assert due(experiment, {**sent, "output": Sent(NOW - 290)}, 30, NOW) == Due(("tb",), NOW + 10)
+    assert due(experiment, {**sent, "output": Sent(NOW - 300)}, 30, NOW) == Due(("tb", "output"), NOW + 60)
+    assert due(experiment, {**sent, "output": Sent(NOW + 9999)}, 30, NOW).tags == ("tb", "output"), "the clock was set back"
+    assert first(experiment, 30, NOW) == NOW + 60
+
+
+def test_the_site_has_the_last_word_on_how_often(tmp_path: Path) -> None:
+    experiment = an_experiment(tmp_path, "1s", tb="1h")
+    assert first(experiment, 30, NOW) == NOW + 30
+    assert due(experiment, {"output": Sent(NOW - 29), "tb": Sent(NOW - 29)}, 30, NOW) == Due((), NOW + 1)
+
+
+@pytest.mark.parametrize("never", [None, 0, "0", "0m", "nonsense"])
+def test_who_wants_no_checkpoints_gets_none(tmp_path: Path, never: Any) -> None:
+    experiment = an_experiment(tmp_path / "1", never)
+    assert first(experiment, 30, NOW) is None
+    assert due(experiment, {}, 30, NOW) == Due((), None)
+    assert due(an_experiment(tmp_path / "2", never, tb=60), {}, 30, NOW) == Due(("tb",), NOW + 60)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"tb": 1}', '{"tb": {"at": "x"}}', "[" * 9999,
+                                  '{"tb": {"at": 1, "digest": "", "more": 1}}'])
+def test_what_a_program_left_in_the_notes_does_no_harm(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "sent.json"
+    assert read_sent(path) == {}
+    path.write_text(text)
+    assert read_sent(path) == {}
+
+
+def test_a_change_shows(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    (folder / "b").mkdir(parents=True)
+    file = folder / "b" / "c"
+    file.write_text("1")
+    seen = [fingerprint(folder).digest]
+    assert fingerprint(folder).digest == seen[0]
+
+    def changes() -> None:
+        seen.append(fingerprint(folder).digest)
+        assert seen[-1] not in seen[:-1]
+
+    file.write_text("22")
+    changes()
+    status = file.stat()
+    file.write_text("33")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # as some programs do
+    changes()
+    file.rename(folder / "b" / "d")
+    changes()
+    (folder / "e").symlink_to("nowhere")
+    changes()
+    (folder / "b" / "d").unlink()
+    changes()
+    assert fingerprint(folder / "e").digest != fingerprint(folder / "none").digest
+
+
+def test_what_was_written_a_moment_ago_may_be_written_again_unseen(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_text("1")
+    newest = file.stat().st_ctime
+    taken = fingerprint(tmp_path)
+    assert not taken.is_settled(newest + 4)
+    assert taken.is_settled(newest + 6)

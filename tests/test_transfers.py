@@ -1,0 +1,456 @@
+"""The pool of threads that move files, and the tick around it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcrunner.config.load import load
+from hpcrunner.engine import outbox as outbox_module
+from hpcrunner.engine.install import Install
+from hpcrunner.engine.tick import settle, tick
+from hpcrunner.engine.transfers import Stopped, Transfer, Transfers
+from hpcrunner.errors import BusyError, StoreError
+from hpcrunner.journal.store import Journal
+from hpcrunner.layout import StateDir
+from hpcrunner.model import Run, State
+from hpcrunner.schedulers import direct
+from hpcrunner.stores.local import LocalStore
+from lab import Lab
+
+PATIENCE = 20.0
+
+
+def a_run(number: int) -> Run:
+    return Run(number, "q", f"key{number}", State.RECEIVED)
+
+
+class Pool(Transfers):
+    """With work that waits for a word."""
+
+    def __init__(self, limit: int = 2, guard: Callable[[], None] = lambda: None) -> None:
+        super().__init__(limit, guard)
+        self.go = threading.Event()
+        self.began: list[int] = []
+        self.lock = threading.Lock()
+        self.at_once = self.most = 0
+
+    def add(self, number: int, urgency: int = 0) -> None:
+        def work(transfer: Transfer) -> int:
+            with self.lock:
+                self.began.append(number)
+                self.at_once += 1
+                self.most = max(self.most, self.at_once)
+            while not self.go.wait(0.005):
+                transfer(1)
+            with self.lock:
+                self.at_once -= 1
+            return number
+
+        self.start(a_run(number), f"work {number}", urgency, work, lambda result: None, lambda error: None)
+
+    def finish(self) -> list[Transfer]:
+        self.go.set()
+        done: list[Transfer] = []
+        end = time.monotonic() + PATIENCE
+        while self.under_way and time.monotonic() < end:
+            self.wait(0.1)
+            done += self.done()
+        assert not self.under_way
+        return done
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    with Pool() as pool:
+        yield pool
+
+
+def until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end, "it never came to be"
+        time.sleep(0.005)
+
+
+def test_so_many_at_once_and_the_most_urgent_next(pool: Pool) -> None:
+    for number, urgency in ((1, 3), (2, 3), (3, 3), (4, 1), (5, 2), (6, 1)):
+        pool.add(number, urgency)
+        until(lambda number=number: number > 2 or number in pool.began)
+    assert pool.under_way == {1, 2, 3, 4, 5, 6}
+    assert sorted(pool.began) == [1, 2]
+    done = pool.finish()
+    assert {one.result for one in done} == {1, 2, 3, 4, 5, 6}
+    assert pool.most == 2
+    assert pool.began[2:4] in ([4, 6], [6, 4]) and set(pool.began[4:]) == {5, 3}
+
+
+def test_a_result_is_taken_once_and_holds_the_run_until_then(pool: Pool) -> None:
+    pool.add(1)
+    pool.go.set()
+    assert pool.wait(PATIENCE)
+    assert pool.has_news and pool.under_way == {1}
+    assert [one.result for one in pool.done()] == [1]
+    assert pool.done() == [] and not pool.under_way and not pool.has_news
+    assert not pool.wait(PATIENCE)  # at once, as nothing is under way
+    pool.add(1)
+
+
+def test_what_was_raised_is_kept(pool: Pool) -> None:
+    def work(transfer: Transfer) -> None:
+        raise ValueError("no")
+
+    pool.start(a_run(1), "work", 0, work, lambda result: None, lambda error: None)
+    [done] = pool.finish()
+    assert isinstance(done.error, ValueError)
+
+
+def test_one_that_works_stops_with_its_next_bytes_and_one_that_waits_at_once(pool: Pool) -> None:
+    for number in (1, 2, 3):
+        pool.add(number)
+    until(lambda: len(pool.began) == 2)
+    pool.stop(3)
+    assert [one.run.id for one in pool.done()] == [3]
+    pool.stop(1)
+    pool.stop(1)
+    until(lambda: pool.has_news)
+    [done] = pool.done()
+    assert done.run.id == 1 and isinstance(done.error, Stopped)
+    pool.stop(9)  # nobody
+    assert pool.under_way == {2} and not pool.has_news
+
+
+def test_whoever_may_have_lost_the_lease_moves_nothing_more() -> None:
+    lost = threading.Event()
+
+    def guard() -> None:
+        if lost.is_set():
+            raise BusyError("taken over")
+
+    with Pool(guard=guard) as pool:
+        pool.add(1)
+        until(lambda: pool.began)
+        lost.set()
+        until(lambda: pool.has_news)
+        assert isinstance(pool.done()[0].error, BusyError)
+        pool.add(2)
+        until(lambda: pool.has_news)
+        assert pool.began == [1], "it was begun"
+
+
+def test_the_end_stops_all() -> None:
+    with Pool(limit=1) as pool:
+        pool.add(1)
+        pool.add(2)
+        until(lambda: pool.began)
+    assert not [thread for thread in threading.enumerate() if thread.name == "transfer"]
+    assert pool.began == [1]
+
+
+def test_the_display_shows_what_is_being_moved(pool: Pool) -> None:
+    for number in (1, 2, 3):
+        pool.add(number)
+    until(lambda: len(pool.began) == 2 and all(moved for _, moved, _ in pool.shown()))
+    assert sorted(what for what, _, _ in pool.shown()) == ["work 1", "work 2"]
+    from hpcrunner.cli.progress import transfer_line
+
+    assert transfer_line("k\x1b[1m: sending tb", 512 * 1024, 2**20) == "k?[1m: sending tb: 512 KiB of 1 MiB (50 %)"
+    assert transfer_line("k: fetching tb", 1024, None) == "k: fetching tb: 1 KiB"
+    assert transfer_line("k: unpacking tb", 0, None) == "k: unpacking tb"
+
+
+# -- the tick around it --
+
+
+@pytest.fixture(scope="module", autouse=True)
+def images(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Built beforehand, by a process that doesn't leave its builder to these tests."""
+    lab = a_lab(tmp_path_factory.mktemp("first"))
+    lab.submit("e")
+    lab.run_all()
+
+
+def a_lab(tmp_path: Path, **site: Any) -> Lab:
+    """All of them with the same images: what is tested here is not the building."""
+    return Lab(tmp_path, image_dir=str(tmp_path.parent / "images"), **site)
+
+
+@contextmanager
+def install_of(lab: Lab) -> Iterator[Install]:
+    site = load(lab.site, overrides={}).site
+    with Journal(StateDir(site.state_dir).journal) as journal:
+        install = Install(site, journal)
+        try:
+            with install.transfers:
+                yield install
+        finally:
+            while direct._children:  # they would outlive this process, on purpose
+                child = direct._children.pop()
+                child.kill()
+                child.wait()
+
+
+def go_on(install: Install, true: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end, [run for run in install.journal.runs()]
+        tick(install)
+        install.transfers.wait(0.02)
+        time.sleep(0.02)
+
+
+def state(install: Install, key: str) -> State | None:
+    """None if no message of it was taken yet."""
+    return next((run.state for run in install.journal.runs(State) if run.key == key), None)
+
+
+class Gate:
+    """Holds up a method of the store for some locations, or has it fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, method: str, part: str) -> None:
+        self.open = threading.Event()
+        self.calls: list[str] = []
+        self.fails: StoreError | None = None
+        original = getattr(LocalStore, method)
+        place = 2 if method == "put" else 1
+
+        def wrapped(*arguments: Any) -> Any:
+            location, progress = arguments[place], arguments[3]
+            self.calls.append(location)
+            if part in location:
+                if self.fails:
+                    raise self.fails
+                while not self.open.wait(0.01):
+                    progress(1)
+            return original(*arguments)
+
+        monkeypatch.setattr(LocalStore, method, wrapped)
+
+
+def test_others_go_on_while_one_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path), Gate(monkeypatch, "fetch", "slow")
+    message = lab.message("slow")
+    message["experiment"]["artifacts"]["big"] = lab.artifact("big", lab.put_tar({"a": "b"}, "blobstore/slow.tar"), mutable=False)
+    with install_of(lab) as install:
+        lab.enqueue(message)
+        go_on(install, lambda: install.transfers.under_way)
+        lab.submit("quick")  # a message that comes meanwhile
+        go_on(install, lambda: any(run.key == "quick" for run in install.journal.runs([State.DONE])))
+        assert state(install, "slow") is State.RECEIVED
+        gate.open.set()
+        go_on(install, lambda: state(install, "slow") is State.DONE)
+    assert lab.status()["slow"]["outcome"] == "succeeded"
+
+
+def test_who_is_cancelled_while_he_is_fetched_is_not_fetched_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path), Gate(monkeypatch, "fetch", "blobstore")
+    # What the store has of it must not be replaced by what came half.
+    lab.put_tar({"old": "whole"}, "experiments/e/modeldir.tar")
+    with install_of(lab) as install:
+        lab.submit("e")
+        go_on(install, lambda: install.transfers.under_way)
+        run = install.journal.find("e")[0]
+        half = install.run_dir(run).experiment / "modeldir"
+        until(half.parent.is_dir)
+        half.mkdir()
+        (half / "half").touch()
+        install.journal.note(run, cancelling="by hand")
+        go_on(install, lambda: state(install, "e") is State.DONE)
+        assert not gate.open.is_set()
+    assert lab.status()["e"]["outcome"] == "cancelled"
+    assert lab.result("e", "modeldir") == {"old": b"whole"}
+    assert "[hpcrunner] cancelled: by hand" in lab.output("e")
+
+
+def test_nothing_is_sent_by_whoever_lost_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when that happens after the main thread looked."""
+    lab = a_lab(tmp_path)
+    lab.submit("e", "open('../retval', 'w').write('1')")
+    gate = Gate(monkeypatch, "put", "nowhere")
+    original = outbox_module.pack
+
+    def pack(*arguments: Any, **options: Any) -> Any:
+        db = sqlite3.connect(StateDir(lab.state).journal)
+        with db:
+            db.execute("UPDATE lease SET epoch = epoch + 1")
+        db.close()
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(outbox_module, "pack", pack)
+    with pytest.raises(BusyError, match="took over"), install_of(lab) as install:
+        go_on(install, lambda: False)
+    assert gate.calls == []
+
+
+def test_results_wait_for_the_store_and_are_neither_packed_nor_sent_twice(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path), Gate(monkeypatch, "put", "retval")
+    monkeypatch.setattr("hpcrunner.engine.ends.backoff", lambda tries: 0.05)
+    gate.fails = StoreError("the store is away", transient=True)
+    packed: list[str] = []
+    original = outbox_module.pack
+
+    def pack(source: Path, *arguments: Any, **options: Any) -> Any:
+        packed.append(source.name)
+        return original(source, *arguments, **options)
+
+    monkeypatch.setattr(outbox_module, "pack", pack)
+    lab.submit("e", "open('../retval', 'w').write('1'); open('../modeldir/m', 'w').write('2')")
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.ENDING and install.journal.find("e")[0].tries > 8)
+        assert lab.result("e", "modeldir") == {"m": b"2"}, "what can be sent is sent"
+        assert lab.record("e")["status"] == "running", "the record comes last"
+        assert len([1 for _, _, text in install.journal.events(install.journal.find("e")[0]) if "away" in text]) == 1
+    table = lab.hpcrunner("status").stdout
+    assert "results wait for the store: the store is away" in table
+    with install_of(lab) as install:  # as after a restart
+        gate.fails = None
+        gate.open.set()
+        go_on(install, lambda: state(install, "e") is State.DONE)
+        go_on(install, lambda: not install.journal.to_remove())
+    assert lab.result("e", "retval") == {"./retval": b"1"}
+    assert sorted(packed) == ["_metadata", "_metrics", "modeldir", "output", "retval"]
+    sent = [Path(location).stem for location in gate.calls]
+    assert sent.count("modeldir") == sent.count("output") == 1 and sent.count("retval") > 8
+    assert lab.record("e")["status"] == "finished"
+    assert not any((lab.state / "runs").iterdir())
+
+
+def test_when_patience_is_over_the_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path, upload_patience="1s"), Gate(monkeypatch, "put", "retval")
+    monkeypatch.setattr("hpcrunner.engine.ends.backoff", lambda tries: 0.3)
+    gate.fails = StoreError("the store is away", transient=True)
+    lab.submit("e", "open('../retval', 'w').write('1')")
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.DONE)
+        run = install.journal.find("e")[0]
+    assert any("store is away" in note for note in run.notes) and any("files are kept in" in note for note in run.notes)
+    assert (Path(run.run_dir) / "studioml/experiments/e/retval").read_text() == "1"
+    assert lab.record("e")["status"] == "finished"
+
+
+def test_half_a_download_is_gone_on_with_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path), Gate(monkeypatch, "fetch", "blobstore")
+    lab.submit("e")
+    with install_of(lab) as install:
+        go_on(install, lambda: gate.calls)
+        [folder] = (lab.state / "runs").iterdir()
+    (folder / "transfer" / ".workspace.fetched.half").write_text("half")
+    (folder / "studioml" / "rest").write_text("of a try before")
+    seen: list[set[str]] = []
+    original = LocalStore.fetch
+
+    def fetch(*arguments: Any) -> Any:
+        seen.append({path.name for path in (folder / "transfer").iterdir()})
+        return original(*arguments)
+
+    gate.open.set()
+    monkeypatch.setattr(LocalStore, "fetch", fetch)
+    with install_of(lab) as install:
+        go_on(install, lambda: seen)
+        assert ".workspace.fetched.half" in seen[0]
+        assert not (folder / "studioml" / "rest").exists()
+        go_on(install, lambda: state(install, "e") is State.DONE)
+        settle(install)
+        assert not install.transfers.under_way
+
+
+def test_one_tick_returns_when_nothing_is_moving_any_more(tmp_path: Path) -> None:
+    lab = a_lab(tmp_path)
+    for number in range(12):
+        lab.submit(f"e{number}")
+        lab.put_tar({"m": "x" * 2**24}, f"experiments/e{number}/modeldir.tar")
+    lab.tick()
+    assert "received" not in {run["state"] for run in lab.status().values()}
+    assert not list((lab.state / "runs").glob("*/transfer"))
+
+
+# -- checkpoints --
+
+WRITES = """
+import pathlib, time
+pathlib.Path("../modeldir/first").write_text("1")
+print("so far", flush=True)
+here = pathlib.Path("../modeldir/go")
+while not here.exists(): time.sleep(0.02)
+pathlib.Path("../modeldir/second").write_text("2")
+"""
+
+
+def test_what_runs_is_saved_and_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path, checkpoint_min="1s"), Gate(monkeypatch, "put", "nowhere")
+    monkeypatch.setattr("hpcrunner.artifacts.fingerprint._SETTLES", 0.0)
+    lab.submit("e", WRITES, config={"saveWorkspaceFrequency": "1s"})
+    with install_of(lab) as install:
+        go_on(install, lambda: lab.record("e").get("time_last_checkpoint"))
+        run = install.journal.find("e")[0]
+        assert run.state is State.RUNNING
+        assert lab.result("e", "modeldir") == {"first": b"1"}
+        assert lab.output("e") == "so far\n"
+        assert lab.record("e")["status"] == "running" and lab.record("e")["job_id"] == run.job_id
+        before, at = len(gate.calls), lab.record("e")["time_last_checkpoint"]
+        go_on(install, lambda: (install.journal.find("e")[0].save_at or 0) > time.time() + 0.5 > at + 3)
+        assert len(gate.calls) == before, "nothing had changed"
+        experiment = Path(run.run_dir) / "studioml/experiments/e"
+        (experiment / "modeldir/more").write_text("m")
+        go_on(install, lambda: len(gate.calls) > before)
+        assert [Path(location).stem for location in gate.calls[before:]] == ["modeldir"]
+        (experiment / "modeldir/go").touch()
+        go_on(install, lambda: state(install, "e") is State.DONE)
+    assert lab.result("e", "modeldir") == {"first": b"1", "more": b"m", "go": b"", "second": b"2"}
+    assert lab.record("e")["time_last_checkpoint"] == lab.record("e")["time_finished"]
+
+
+def test_a_checkpoint_that_hangs_holds_up_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path, checkpoint_min="1s"), Gate(monkeypatch, "put", "modeldir")
+    lab.submit("e", WRITES, config={"saveWorkspaceFrequency": "1s"})
+    with install_of(lab) as install:
+        go_on(install, lambda: any("modeldir" in location for location in gate.calls))
+        run = install.journal.find("e")[0]
+        (Path(run.run_dir) / "studioml/experiments/e/modeldir/go").touch()
+        calls = len(gate.calls)
+        go_on(install, lambda: state(install, "e") is State.ENDING)
+        go_on(install, lambda: len(gate.calls) > calls)  # the return has begun, though the store is still held up
+        gate.open.set()
+        go_on(install, lambda: state(install, "e") is State.DONE)
+    assert lab.result("e", "modeldir") == {"first": b"1", "go": b"", "second": b"2"}
+
+
+def test_a_failing_checkpoint_is_only_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                           caplog: pytest.LogCaptureFixture) -> None:
+    lab, gate = a_lab(tmp_path, checkpoint_min="1s"), Gate(monkeypatch, "put", "modeldir")
+    gate.fails = StoreError("no", transient=True)
+    lab.submit("e", WRITES, config={"saveWorkspaceFrequency": "1s"})
+    with install_of(lab) as install:
+        go_on(install, lambda: "no checkpoint this time: no" in caplog.text)
+        run = install.journal.find("e")[0]
+        assert run.tries == 0 and run.not_before == 0 and run.save_at and run.save_at > time.time()
+        gate.fails = None
+        gate.open.set()
+        go_on(install, lambda: lab.result("e", "modeldir"))
+        (Path(run.run_dir) / "studioml/experiments/e/modeldir/go").touch()
+        go_on(install, lambda: state(install, "e") is State.DONE)
+
+
+def test_stopped_by_the_user_is_not_overwritten_by_a_checkpoint(tmp_path: Path) -> None:
+    lab = a_lab(tmp_path, checkpoint_min="1s")
+    lab.submit("e", WRITES, config={"saveWorkspaceFrequency": "1s"})
+    with install_of(lab) as install:
+        go_on(install, lambda: lab.record("e")["status"] == "running")
+        record = lab.store / "meta/experiments/e"
+        part = record.with_suffix(".new")
+        part.write_text(json.dumps({**lab.record("e"), "status": "stopped"}))
+        part.replace(record)
+        go_on(install, lambda: lab.record("e").get("time_last_checkpoint"))
+        assert lab.record("e")["status"] == "stopped"
+        install.journal.remember("stopped", "")  # its turn to be looked at
+        go_on(install, lambda: state(install, "e") is State.DONE)
+    assert lab.status()["e"]["outcome"] == "cancelled" and lab.record("e")["status"] == "stopped"
