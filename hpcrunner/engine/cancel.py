@@ -10,6 +10,7 @@ from typing import Any
 
 from hpcrunner.engine import record
 from hpcrunner.engine.actions import Cancel
+from hpcrunner.engine.ends import NOT_ITS_TROUBLE
 from hpcrunner.engine.install import Install, log
 from hpcrunner.errors import HpcrunnerError
 from hpcrunner.files import write_whole
@@ -81,8 +82,10 @@ def stopped_by_users(install: Install) -> frozenset[int]:
 def _is_stopped(install: Install, run: Run) -> bool:
     try:
         return record.status(install, install.experiment(run)) == "stopped"
-    except HpcrunnerError:
-        return False  # The store is away; that is told where it matters.
+    except NOT_ITS_TROUBLE:
+        raise
+    except Exception:
+        return False  # The store is away, or the record is spoilt; that is told where it matters.
 
 
 def _requests(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
