@@ -342,6 +342,26 @@ def test_when_patience_is_over_the_files_stay(tmp_path: Path, monkeypatch: pytes
     assert lab.record("e")["status"] == "finished"
 
 
+def test_results_that_were_kept_are_returned_when_somebody_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path, store_patience="0s"), Gate(monkeypatch, "put", "retval")
+    gate.fails = StoreError("the quota is used up")
+    lab.submit("e", "open('../retval', 'w').write('1'); open('../modeldir/m', 'w').write('2')")
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.DONE)
+        settle(install)
+    assert any("the quota is used up" in note for note in lab.status()["e"]["notes"]) and not lab.result("e", "retval")
+    sent = (lab.store / "artifacts/experiments/e/modeldir.tar").stat().st_mtime_ns
+    done = lab.hpcrunner("return-results", "e")
+    assert "results of 1 experiment are returned" in done.stdout
+    assert lab.result("e", "retval") == {"./retval": b"1"}
+    assert (lab.store / "artifacts/experiments/e/modeldir.tar").stat().st_mtime_ns == sent, "it was there already"
+    run = lab.status()["e"]
+    assert (run["state"], run["outcome"], run["notes"]) == ("done", "succeeded", [])
+    assert not any((lab.state / "runs").iterdir())
+    again = lab.hpcrunner("return-results", "e", check=False)
+    assert again.returncode == 64 and "no results that could not be returned" in again.stderr
+
+
 def test_half_a_download_is_gone_on_with_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab, gate = a_lab(tmp_path), Gate(monkeypatch, "fetch", "blobstore")
     lab.submit("e")

@@ -88,6 +88,16 @@ def finished(install: Install, run: Run, returned: Returned) -> Run:
                                 run_dir=str(root), notes=tuple(dict.fromkeys(notes)))
 
 
+def has_kept(run: Run) -> bool:
+    """Whether results of a run that is over are in its run directory and not in the store."""
+    return run.state is State.DONE and any(note.startswith(_KEPT) for note in run.notes)
+
+
+def other_notes(run: Run) -> tuple[str, ...]:
+    """Those that are not about results that were kept."""
+    return tuple(note for note in run.notes if not note.startswith((_UNSENT, _KEPT)))
+
+
 def _check_there(run_dir: RunDir) -> None:
     """Raises StoreError (transient) or OSError unless the files that were staged are seen."""
     try:
