@@ -17,6 +17,7 @@ from typing import Any
 from hpcrunner.artifacts.stream import open_tar
 from hpcrunner.artifacts.style import TarStyle
 from hpcrunner.errors import ArchiveError
+from hpcrunner.files import beside
 from hpcrunner.units import format_size
 
 _DEEPEST = 100
@@ -53,7 +54,7 @@ def unpack(archive: Path, target: Path, style: TarStyle | None, limits: Limits, 
 
     Raises ArchiveError naming what is wrong; then nothing of it is left.
     """
-    part = target.with_name(f".{target.name[:200]}.part")
+    part = beside(target, "part")
     remove(part)
     part.mkdir(mode=0o700)
     try:
