@@ -10,6 +10,7 @@ import lzma
 import os
 import random
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -431,20 +432,20 @@ def test_what_is_no_file_is_left_out_and_said(tmp_path: Path) -> None:
     (source / "hard").hardlink_to(source / "a")
     pack(source, tmp_path / "t.tar", TarStyle.NEW)
     with tarfile.open(tmp_path / "t.tar") as archive:
-        assert archive.getmember("hard").isreg() and archive.getmember("hard").size == 1
+        assert archive.getmember("hard").islnk() and archive.getmember("hard").linkname == "a"
 
 
 def test_a_file_that_shrinks_does_not_break_the_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = made(tmp_path)
     (source / "a").write_bytes(b"x" * 100_000)
-    original = pack_module._header
+    original = pack_module._Packer._header
 
-    def then_shrink(name: str, *args: Any) -> bytes:
+    def then_shrink(self: Any, name: str, *args: Any) -> None:
         if name == "a":
             os.truncate(source / "a", 10)
-        return original(name, *args)
+        original(self, name, *args)
 
-    monkeypatch.setattr(pack_module, "_header", then_shrink)
+    monkeypatch.setattr(pack_module._Packer, "_header", then_shrink)
     warnings = pack(source, tmp_path / "t.tar", TarStyle.NEW)
     assert len(warnings) == 1 and "shorter" in warnings[0]
     with tarfile.open(tmp_path / "t.tar") as archive:
@@ -488,20 +489,100 @@ def test_a_full_disk_is_an_error(tmp_path: Path, compression: str | None) -> Non
         pack(made(tmp_path), Path("/dev/full"), TarStyle.NEW, compression)
 
 
-def test_files_that_cant_be_read_are_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, original = made(tmp_path), os.open
+def refusing(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
+    original = os.open
 
-    def refuse(path: str, *args: int) -> int:
-        if path == f"{source}/a":
-            raise PermissionError(13, "Permission denied")
-        return original(path, *args)
+    def refuse(path: str, *args: int, dir_fd: int | None = None) -> int:
+        if path == name:
+            raise OSError(number, os.strerror(number))
+        return original(path, *args, dir_fd=dir_fd)
 
     monkeypatch.setattr(pack_module.os, "open", refuse)
-    assert pack(source, tmp_path / "t.tar", TarStyle.NEW) == ("'a' can't be read (Permission denied); it is left out",)
-    monkeypatch.undo()
-    with tarfile.open(tmp_path / "t.tar") as archive:
-        assert archive.getnames() == [".git", "link", "sub", "sub/b"]
+
+
+def test_what_its_owner_has_closed_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = made(tmp_path)
+    for name, mode, names in (("a", 0o200, [".git", "link", "sub", "sub/b"]), ("sub", 0o300, [".git", "a", "link", "sub"])):
+        before = (source / name).stat().st_mode
+        (source / name).chmod(mode)
+        with monkeypatch.context() as patch:
+            refusing(patch, name, errno.EACCES)  # root may read all
+            assert pack(source, tmp_path / "t.tar", TarStyle.NEW) == (
+                f"{name!r} can't be read (Permission denied); it is left out",)
+        (source / name).chmod(before)
+        with tarfile.open(tmp_path / "t.tar") as archive:
+            assert archive.getnames() == names
     assert pack(source / "none", tmp_path / "t.tar", TarStyle.NEW)[0].startswith("'./none' can't be read (No such file")
+
+
+@pytest.mark.parametrize("name", ["a", "sub"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES])
+def test_what_may_come_back_is_not_left_out(tmp_path: Path, name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the only copy. Who is kept out though the mode says otherwise has a ticket that expired."""
+    source = made(tmp_path)
+    refusing(monkeypatch, name, number)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        pack(source, tmp_path / "t.tar", TarStyle.NEW)
+
+
+def test_what_vanishes_meanwhile_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "sub"):
+        (tmp_path / name).mkdir()
+        source = made(tmp_path / name)
+        with monkeypatch.context() as patch:
+            refusing(patch, name, errno.ENOENT)
+            assert "No such file" in pack(source, tmp_path / "t.tar", TarStyle.NEW)[0]
+
+
+def test_a_folder_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("secret")
+    source, calls = made(tmp_path), []
+    (source / ".git" / "head").touch()
+
+    def swap() -> None:
+        calls.append(1)
+        if len(calls) == 5:  # `sub` was looked at, and will be entered after `.git`.
+            (source / "sub").rename(tmp_path / "away")
+            (source / "sub").symlink_to(tmp_path / "secret")
+
+    warnings = pack(source, tmp_path / "t.tar", TarStyle.NEW, check=swap)
+    with tarfile.open(tmp_path / "t.tar") as archive:
+        assert archive.getnames() == [".git", "a", "link", "sub", ".git/head"] and archive.getmember("sub").isdir()
+    assert warnings == ("'sub' can't be read (Not a directory); it is left out",)
+
+
+def test_packing_can_be_stopped(tmp_path: Path) -> None:
+    class Stop(Exception): ...
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == 7:
+            raise Stop
+
+    calls: list[int] = []
+    source = made(tmp_path)
+    (source / "a").write_bytes(bytes(2**24))
+    with pytest.raises(Stop):
+        pack(source, tmp_path / "t.tar", TarStyle.NEW, check=stop)
+    assert (tmp_path / "t.tar").stat().st_size < 2**23
+
+
+def test_folders_of_any_depth(tmp_path: Path) -> None:
+    source = tmp_path / "made"
+    source.mkdir()
+    folder = os.open(source, os.O_RDONLY)
+    for _ in range(1500):  # deeper than a path may be long, or descriptors are allowed
+        os.mkdir("deeper", dir_fd=folder)
+        inner = os.open("deeper", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=folder))
+    os.close(folder)
+    assert pack(source, tmp_path / "t.tar", TarStyle.NEW) == ()
+    with tarfile.open(tmp_path / "t.tar") as archive:
+        assert archive.getnames()[-1] == "deeper/" * 1500 + "file"
+    subprocess.run(["rm", "-r", source], check=True)
 
 
 def test_a_disk_that_fails_is_an_error_and_no_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -517,11 +598,11 @@ def test_a_disk_that_fails_is_an_error_and_no_zeros(tmp_path: Path, monkeypatch:
 def test_a_file_that_becomes_a_pipe_or_a_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, original = made(tmp_path), os.lstat
     for change in (lambda path: os.mkfifo(path), lambda path: Path(path).symlink_to("/etc/passwd")):
-        def then_change(path: str, change: Callable[[str], None] = change) -> os.stat_result:
-            status = original(path)
-            if path == f"{source}/a":
-                Path(path).unlink()
-                change(path)
+        def then_change(path: str, *, dir_fd: int, change: Callable[[str], None] = change) -> os.stat_result:
+            status = original(path, dir_fd=dir_fd)
+            if path == "a" and stat.S_ISREG(status.st_mode):
+                (source / "a").unlink()
+                change(str(source / "a"))
             return status
 
         (source / "a").unlink()
@@ -549,6 +630,7 @@ def test_the_real_client_reads_ours_and_we_read_its(tmp_path: Path, studioml: se
 
     source, single = made(tmp_path), tmp_path / "single"
     single.write_text("s")
+    (source / "z-hard").hardlink_to(source / "a")
     for name, path in (("dir", source), ("file", single)):
         client("tar", path, tmp_path / f"{name}-theirs.tar")
         unpack(tmp_path / f"{name}-theirs.tar", tmp_path / f"{name}-here", TarStyle.NEW, LIMITS)
@@ -557,4 +639,5 @@ def test_the_real_client_reads_ours_and_we_read_its(tmp_path: Path, studioml: se
     assert detect_style(tmp_path / "dir-theirs.tar") is TarStyle.NEW
     for folder in (tmp_path / "dir-here", tmp_path / "dir-there"):
         assert (folder / "sub" / "b").read_text() == "b" and (folder / "link").is_symlink()
+        assert (folder / "z-hard").read_text() == "a"
     assert (tmp_path / "file-here").read_text() == (tmp_path / "file-there").read_text() == "s"
