@@ -531,9 +531,9 @@ def test_two_that_write_one_object_each_write_all_of_it(place: Place, key: str) 
 def test_it_has_reached_the_disk_before_it_has_its_name(place: Place, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     location, synced = place.location(key), []
     path, original = Path(location.removeprefix("file:/")), os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append((os.readlink(f"/proc/self/fd/{fd}"), path.exists())) or original(fd))
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append((Path(f"/proc/self/fd/{fd}").resolve(), path.exists())) or original(fd))
     place.store.write(b"data", location)
-    assert [exists for _, exists in synced] == [False, True] and synced[1][0] == str(path.parent)
+    assert [exists for _, exists in synced] == [False, True] and synced[1][0] == path.parent
 
 
 @each(("local",))

@@ -131,7 +131,7 @@ class _Packer:
             kind = stat.S_IFMT(status.st_mode)
             if kind == stat.S_IFREG:
                 descriptor = os.open(name, _FILE, dir_fd=folder)
-            target = os.readlink(name, dir_fd=folder) if kind == stat.S_IFLNK else ""  # noqa: PTH115
+            target = os.readlink(name, dir_fd=folder) if kind == stat.S_IFLNK else ""
         except OSError as error:
             self._left_out(shown, error, _status(folder, name))
             return False

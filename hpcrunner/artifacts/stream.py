@@ -56,7 +56,7 @@ class Tar:
 
     def __init__(self, stream: Any, limit: int) -> None:
         self._stream = _Bounded(stream, limit)
-        self._file = tarfile.TarFile(fileobj=self._stream, errorlevel=1, tarinfo=_Member, encoding="utf-8",  # type: ignore[arg-type]
+        self._file = tarfile.TarFile(fileobj=self._stream, errorlevel=1, tarinfo=_Member, encoding="utf-8",
                                      errors="surrogateescape")
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:

@@ -262,8 +262,8 @@ class _Writer:
     def _hard_link(self, name: str, target: str) -> None:
         source = self._checked(target)
         if source not in self._written or not name:
-            raise ArchiveError(f"holds {name!r:.200} as a hard link to {target!r:.200}, which is no earlier file of the "
-                               "archive")
+            raise ArchiveError(f"holds {name!r:.200} as a hard link to {target!r:.200}, which is no earlier file of "
+                               "the archive")
         if source == name:
             return
         self._parents(name)
