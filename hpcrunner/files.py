@@ -6,8 +6,31 @@ import errno
 import os
 import stat
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, cast
+
+_LONGEST = 180
+"""Bytes of a name that has 255 at most with what is put around it."""
+
+
+def beside(path: Path, end: str) -> Path:
+    """A hidden file in the same folder, `.<name>.<end>`, for what becomes `path`. A long name is told by its digest."""
+    name = os.fsencode(path.name)
+    return path.with_name(f".{path.name if len(name) <= _LONGEST else sha256(name).hexdigest()}.{end}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns when the names in it have reached the disk. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems know no such thing: there a name is on the server when it was made.
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_whole(path: Path, text: str, mode: int) -> None:
