@@ -1,5 +1,5 @@
-"""`hpcrunner cancel`, `return-results` and `resolve`: requests to whoever works on the install, which is this process if
-nobody does."""
+"""`hpcrunner cancel`, `return-results` and `resolve`: requests to whoever works on the install, which is this process
+if nobody does."""
 
 from __future__ import annotations
 

@@ -138,7 +138,8 @@ class Outbox:
         """Returns what had to be left out."""
         self._transfer.begin(f"{self._experiment.key}: packing {artifact.tag}")
         part = packed.with_name(f".{packed.name}.pack")
-        left_out = pack(source, part, self._style, compression_for(artifact.key or artifact.location or ""))
+        left_out = pack(source, part, self._style, compression_for(artifact.key or artifact.location or ""),
+                        check=self._transfer.check)
         for text in left_out:
             log.warning("%s: %s: %s", self._experiment.key, artifact.tag, text)
         part.replace(packed)
