@@ -683,6 +683,22 @@ def test_a_run_directory_that_can_not_be_removed_is_not_forgotten(tmp_path: Path
     assert not any((lab.state / "runs").iterdir())
 
 
+def test_a_run_that_is_over_does_not_end_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = a_lab(tmp_path)
+    monkeypatch.setattr("hpcrunner.engine.ends.backoff", lambda tries: 0.01)
+    lab.submit("e")
+
+    def broken(folder: Path) -> bool:
+        raise RuntimeError("a mistake")
+
+    with install_of(lab) as install:
+        monkeypatch.setattr("hpcrunner.engine.finish.remove", broken)
+        go_on(install, lambda: state(install, "e") is State.DONE and install.journal.find("e")[0].tries > 6)
+        assert install.journal.find("e")[0].outcome is Outcome.SUCCEEDED
+        monkeypatch.undo()
+        go_on(install, lambda: not install.journal.to_remove())
+
+
 # -- before the job --
 
 

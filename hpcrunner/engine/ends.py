@@ -54,7 +54,8 @@ def _failed(install: Install, run: Run, error: Exception, transient: bool) -> No
     is_weather = isinstance(error, SubmitDeferred) or getattr(error, "errno", 0) in _WEATHER or (
         transient and isinstance(error, UnavailableError)) or (
         transient and isinstance(error, StoreError) and waited(tries) < install.site.store_patience)
-    if run.state is State.ENDING or is_weather or (transient and tries <= _TRIES):
+    # Nor does a run that is over end again, whatever goes wrong with the removal of its files.
+    if run.state in (State.ENDING, State.DONE) or is_weather or (transient and tries <= _TRIES):
         wait = backoff(tries)
         log.warning("%s: %s; tried again in %.0f s", run.key, reason, wait)
         waits = {"waiting": reason} if run.state is State.ENDING else {}
