@@ -542,7 +542,7 @@ def test_a_folder_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
 
     def swap() -> None:
         calls.append(1)
-        if len(calls) == 5:  # `sub` was looked at, and will be entered after `.git`.
+        if len(calls) == 7:  # `sub` was looked at, and will be entered after `.git`.
             (source / "sub").rename(tmp_path / "away")
             (source / "sub").symlink_to(tmp_path / "secret")
 

@@ -99,7 +99,7 @@ class _Packer:
                                    prefix[:-1] or ".") as folder:
                     if folder is None:
                         continue
-                    found = [f"{inside}/{name}" if inside else name for name in sorted(os.listdir(folder))
+                    found = [f"{inside}/{name}" if inside else name for name in sorted(os.listdir(folder))  # noqa: PTH208
                              if self._add(folder, name, prefix + name)]
                 todo += reversed(found)
         finally:
