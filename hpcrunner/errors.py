@@ -48,6 +48,11 @@ class UnavailableError(HpcrunnerError):
 class StoreError(HpcrunnerError):
     exit_code = 74
 
+    def __init__(self, message: str, *, transient: bool | None = None, errno: int | None = None) -> None:
+        """`errno` is what a file system here said, if it was one: what is wrong with all of it is waited for."""
+        super().__init__(message, transient=transient)
+        self.errno = errno or 0
+
 
 class ChangedError(StoreError):
     """An object was replaced between reading and writing it."""

@@ -54,7 +54,8 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     # Back to submitted: the scheduler took it off its node, and has it wait again.
     State.RUNNING: frozenset({State.SUBMITTED, State.READY, State.ENDING, State.RECEIVED}),
     State.ENDING: frozenset({State.DONE}),
-    State.DONE: frozenset(),
+    # Back to ending: somebody wants results returned that had to be kept.
+    State.DONE: frozenset({State.ENDING}),
 }
 
 WITH_SCHEDULER = frozenset({State.SUBMITTING, State.SUBMITTED, State.RUNNING})

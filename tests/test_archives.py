@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
 import os
 import random
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -20,6 +22,7 @@ import pytest
 
 import services
 from hpcrunner.artifacts import pack as pack_module
+from hpcrunner.artifacts import unpack as unpack_module
 from hpcrunner.artifacts.pack import compression_for, pack
 from hpcrunner.artifacts.style import TarStyle, detect_style
 from hpcrunner.artifacts.unpack import Limits, Unpacked, unpack
@@ -101,10 +104,16 @@ def test_any_compression_is_known_by_its_content(place: Place, compress: Callabl
 
 @pytest.mark.parametrize("program", ["zstd", "lzop"])
 def test_compression_by_a_program(place: Place, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than any buffer on the way holds."""
     if shutil.which(program):
-        place.unpack(subprocess.run([program, "-c"], input=PLAIN, capture_output=True, check=True).stdout)
-        assert place.files() == {"a": b"1", "d/b": b"22"}
+        noise = random.Random(1).randbytes(2**20)
+        data = subprocess.run([program, "-c"], input=tar(("a", noise)), capture_output=True, check=True).stdout
+        assert len(data) > 2**20
+        place.unpack(data)
+        assert place.files() == {"a": noise}
         shutil.rmtree(place.target)
+        place.refuses(data[:-6], f"damaged: {program} ends with exit code 1|ends in the middle")
+        place.refuses(data[:len(data) // 2], "ends in the middle of 'a'")
     monkeypatch.setenv("PATH", "")
     place.refuses({"zstd": b"\x28\xb5\x2f\xfd", "lzop": b"\x89LZO"}[program] + bytes(600), f"no program {program}")
 
@@ -241,6 +250,121 @@ def test_what_is_no_tar_or_half_of_one(place: Place, data: bytes, words: str) ->
     place.refuses(data, words)
 
 
+def damaged(data: bytes, at: int) -> bytes:
+    """With one bit turned over."""
+    changed = bytearray(data)
+    changed[at] ^= 1
+    return bytes(changed)
+
+
+PADDED = tar(("a", b"1")) + bytes(2**18)
+"""Longer after its end than what is read ahead."""
+
+
+@pytest.mark.parametrize("data", [
+    damaged(gzip.compress(PADDED), -8), damaged(gzip.compress(PADDED), -1), gzip.compress(PADDED)[:-1],
+    damaged(bz2.compress(PADDED), -3), bz2.compress(PADDED)[:-1], damaged(lzma.compress(PADDED), -30), lzma.compress(PADDED)[:-1],
+], ids=["gz sum", "gz size", "gz cut", "bz2 sum", "bz2 cut", "xz", "xz cut"])
+def test_checksums_of_the_compression_are_verified(place: Place, data: bytes) -> None:
+    place.refuses(data, "damaged")
+
+
+def test_what_follows_the_end_is_bounded(place: Place) -> None:
+    place.refuses(gzip.compress(PLAIN + bytes(2**24 + 2**20)), "16 MiB after its end")
+    place.unpack(gzip.compress(PLAIN + bytes(2**20)))
+
+
+def pax(kind: bytes, **says: str) -> bytes:
+    return tarfile.TarInfo._create_pax_generic_header(says, kind, "utf-8")  # type: ignore[attr-defined]
+
+
+def sparse_map(count: int) -> bytes:
+    """GNU's format 1.0: so many pieces of a file without content."""
+    content = f"{count}\n".encode() + b"0\n0\n" * count
+    content += bytes(-len(content) % 512)
+    says = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "s", "GNU.sparse.realsize": "0"}
+    return pax(tarfile.XHDTYPE, **says) + entry("s", size=len(content)).tobuf(tarfile.USTAR_FORMAT) + content
+
+
+def old_sparse_map(count: int) -> bytes:
+    """The older format: so many blocks of it."""
+    head = bytearray(entry("s", tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    head[482] = 1
+    head[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(head))[0]  # type: ignore[attr-defined]
+    return bytes(head) + (b"0" * 24 * 21 + b"\1" + bytes(7)) * count
+
+
+@pytest.mark.parametrize("data", [
+    b"".join(pax(tarfile.XGLTYPE, **{f"x{number}": "x" * 900_000}) for number in range(10)) + PLAIN,
+    b"".join(pax(tarfile.XGLTYPE, **{f"x{number}": "x" * 900_000}) + tar((f"f{number}", b""))[:512] for number in range(10)) + PLAIN,
+    b"".join(pax(tarfile.XGLTYPE, **{f"x{number}": "x" * 3000}) + tar((f"f{number}", b""))[:512] for number in range(2000)) + PLAIN,
+    b"".join(pax(tarfile.XHDTYPE, comment="x" * 200_000) for _ in range(40)) + PLAIN,
+    sparse_map(500_000) + PLAIN,
+    old_sparse_map(20_000),
+    tar(*(link(f"l{number}", "x" * 900_000) for number in range(10))),
+    tar(*(link(f"l{number}", "x" * 5000) for number in range(40))),
+    tar(("n" * 300, b"")), tar(("/".join("n" * 60 for _ in range(80)), b"")),
+], ids=["global", "global between", "many globals", "local", "sparse", "old sparse", "links", "targets", "part", "name"])
+def test_headers_take_no_memory(place: Place, data: bytes) -> None:
+    import tracemalloc
+
+    compressed = gzip.compress(data, 1)
+    tracemalloc.start()
+    place.refuses(compressed, "header|too long|things of all its members", Limits(10**9, 10**6))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 * 2**20
+
+
+def test_all_names_together_are_bounded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpack_module, "_MOST_NAMES", 1000)
+    place.refuses(tar(*((f"{number:03}" + "x" * 97, b"") for number in range(11))), "names of more than")
+    place.refuses(tar(*(link(f"{number:03}", "x" * 97) for number in range(11))), "names of more than")
+    place.refuses(tar(("/".join(["d" * 20] * 20), b""), ("x", b"")), "names of more than")
+
+
+def test_what_git_and_others_say_of_all_members_is_fine(place: Place) -> None:
+    place.unpack(pax(tarfile.XGLTYPE, comment="0" * 40) + PLAIN)
+    assert place.files() == {"a": b"1", "d/b": b"22"}
+
+
+def test_links_that_no_file_system_takes_are_the_archives_fault(place: Place) -> None:
+    for data in (tar(link("n" * 300, "a"), ("a", b"")), tar(("a", b""), entry("n" * 300, tarfile.LNKTYPE, "a")),
+                 tar(link("a", "t" * 5000))):
+        place.refuses(data, "too long")
+    with pytest.raises(ArchiveError) as caught:
+        place.unpack(tar(("n" * 100_000, b"")))
+    assert len(str(caught.value)) < 500
+
+
+def test_a_file_has_no_more_hard_links_than_the_file_system_allows(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    place.refuses(tar(("a", b""), entry("b", tarfile.LNKTYPE, "a")), "'b', which can't be written: Too many links")
+
+
+def test_long_ways_of_links(place: Place) -> None:
+    """Nobody may be kept busy by them."""
+    chain = [link(f"l{number}", f"l{number + 1}") for number in range(3000)]
+    done = place.unpack(tar(link("round", "round"), *chain, link("l3000", "../../victims")), limits=Limits(2**30, 10**6))
+    assert place.files() == {}
+    assert len(done.skipped) == 11 and "too many folders and links" in done.skipped[1]
+    place.check()
+
+
+def test_of_what_is_left_out_only_some_is_told_one_by_one(place: Place) -> None:
+    done = place.unpack(tar(("a", b""), *(link(f"l{number}", "/etc") for number in range(500))))
+    assert len(done.skipped) == 11 and done.skipped[-1] == "490 more links are left out"
+
+
+def test_entries_take_room_too(place: Place) -> None:
+    place.refuses(tar(*((f"f{number}", b"") for number in range(300))), "more than the 1 MiB", Limits(2**20))
+    place.refuses(tar(*(entry(f"d{number}", tarfile.DIRTYPE) for number in range(300))), "more than the 1 MiB", Limits(2**20))
+    assert place.unpack(tar(("a", b"x"), ("b", b"")), limits=Limits(2**20)).taken == 2 * 4096 + 1
+
+
 def test_mutated_archives_end_in_success_or_a_clear_error(tmp_path: Path) -> None:
     chance = random.Random(3)
     base = tar(("a", b"x" * 600), entry("d", tarfile.DIRTYPE), ("d/b", b"y"), link("l", "d/b"), entry("h", tarfile.LNKTYPE, "a"),
@@ -308,20 +432,20 @@ def test_what_is_no_file_is_left_out_and_said(tmp_path: Path) -> None:
     (source / "hard").hardlink_to(source / "a")
     pack(source, tmp_path / "t.tar", TarStyle.NEW)
     with tarfile.open(tmp_path / "t.tar") as archive:
-        assert archive.getmember("hard").isreg() and archive.getmember("hard").size == 1
+        assert archive.getmember("hard").islnk() and archive.getmember("hard").linkname == "a"
 
 
 def test_a_file_that_shrinks_does_not_break_the_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = made(tmp_path)
     (source / "a").write_bytes(b"x" * 100_000)
-    original = pack_module._header
+    original = pack_module._Packer._header
 
-    def then_shrink(name: str, *args: Any) -> bytes:
+    def then_shrink(self: Any, name: str, *args: Any) -> None:
         if name == "a":
             os.truncate(source / "a", 10)
-        return original(name, *args)
+        original(self, name, *args)
 
-    monkeypatch.setattr(pack_module, "_header", then_shrink)
+    monkeypatch.setattr(pack_module._Packer, "_header", then_shrink)
     warnings = pack(source, tmp_path / "t.tar", TarStyle.NEW)
     assert len(warnings) == 1 and "shorter" in warnings[0]
     with tarfile.open(tmp_path / "t.tar") as archive:
@@ -365,20 +489,102 @@ def test_a_full_disk_is_an_error(tmp_path: Path, compression: str | None) -> Non
         pack(made(tmp_path), Path("/dev/full"), TarStyle.NEW, compression)
 
 
-def test_files_that_cant_be_read_are_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, original = made(tmp_path), os.open
+def refusing(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
+    original = os.open
 
-    def refuse(path: str, *args: int) -> int:
-        if path == f"{source}/a":
-            raise PermissionError(13, "Permission denied")
-        return original(path, *args)
+    def refuse(path: str, *args: int, dir_fd: int | None = None) -> int:
+        if path == name:
+            raise OSError(number, os.strerror(number))
+        return original(path, *args, dir_fd=dir_fd)
 
     monkeypatch.setattr(pack_module.os, "open", refuse)
-    assert pack(source, tmp_path / "t.tar", TarStyle.NEW) == ("'a' can't be read (Permission denied); it is left out",)
-    monkeypatch.undo()
-    with tarfile.open(tmp_path / "t.tar") as archive:
-        assert archive.getnames() == [".git", "link", "sub", "sub/b"]
+
+
+def test_what_its_owner_has_closed_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = made(tmp_path)
+    for name, mode, names in (("a", 0o200, [".git", "link", "sub", "sub/b"]), ("sub", 0o300, [".git", "a", "link", "sub"])):
+        before = (source / name).stat().st_mode
+        (source / name).chmod(mode)
+        with monkeypatch.context() as patch:
+            refusing(patch, name, errno.EACCES)  # root may read all
+            assert pack(source, tmp_path / "t.tar", TarStyle.NEW) == (
+                f"{name!r} can't be read (Permission denied); it is left out",)
+        (source / name).chmod(before)
+        with tarfile.open(tmp_path / "t.tar") as archive:
+            assert archive.getnames() == names
     assert pack(source / "none", tmp_path / "t.tar", TarStyle.NEW)[0].startswith("'./none' can't be read (No such file")
+
+
+@pytest.mark.parametrize("name", ["a", "sub"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES])
+def test_what_may_come_back_is_not_left_out(tmp_path: Path, name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the only copy. Who is kept out though the mode says otherwise has a ticket that expired."""
+    source = made(tmp_path)
+    refusing(monkeypatch, name, number)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        pack(source, tmp_path / "t.tar", TarStyle.NEW)
+
+
+def test_what_vanishes_meanwhile_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "sub"):
+        (tmp_path / name).mkdir()
+        source = made(tmp_path / name)
+        with monkeypatch.context() as patch:
+            refusing(patch, name, errno.ENOENT)
+            assert "No such file" in pack(source, tmp_path / "t.tar", TarStyle.NEW)[0]
+
+
+def test_a_folder_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("secret")
+    source, calls = made(tmp_path), []
+    (source / ".git" / "head").touch()
+
+    def swap() -> None:
+        calls.append(1)
+        if len(calls) == 7:  # `sub` was looked at, and will be entered after `.git`.
+            (source / "sub").rename(tmp_path / "away")
+            (source / "sub").symlink_to(tmp_path / "secret")
+
+    warnings = pack(source, tmp_path / "t.tar", TarStyle.NEW, check=swap)
+    with tarfile.open(tmp_path / "t.tar") as archive:
+        assert archive.getnames() == [".git", "a", "link", "sub", ".git/head"] and archive.getmember("sub").isdir()
+    assert warnings == ("'sub' can't be read (Not a directory); it is left out",)
+
+
+def test_packing_can_be_stopped(tmp_path: Path) -> None:
+    class Stop(Exception): ...
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == 7:
+            raise Stop
+
+    calls: list[int] = []
+    source = made(tmp_path)
+    (source / "a").write_bytes(bytes(2**24))
+    with pytest.raises(Stop):
+        pack(source, tmp_path / "t.tar", TarStyle.NEW, check=stop)
+    assert (tmp_path / "t.tar").stat().st_size < 2**23
+
+
+def test_folders_of_any_depth(tmp_path: Path) -> None:
+    source = tmp_path / "made"
+    source.mkdir()
+    folder = os.open(source, os.O_RDONLY)
+    for _ in range(1500):  # deeper than a path may be long, or descriptors are allowed
+        os.mkdir("deeper", dir_fd=folder)
+        inner = os.open("deeper", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=folder))
+    os.close(folder)
+    try:
+        assert pack(source, tmp_path / "t.tar", TarStyle.NEW) == ()
+    finally:
+        subprocess.run(["rm", "-r", source], check=True)  # pytest can't
+    with tarfile.open(tmp_path / "t.tar") as archive:
+        assert archive.getnames()[-1] == "deeper/" * 1500 + "file"
 
 
 def test_a_disk_that_fails_is_an_error_and_no_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,11 +600,11 @@ def test_a_disk_that_fails_is_an_error_and_no_zeros(tmp_path: Path, monkeypatch:
 def test_a_file_that_becomes_a_pipe_or_a_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, original = made(tmp_path), os.lstat
     for change in (lambda path: os.mkfifo(path), lambda path: Path(path).symlink_to("/etc/passwd")):
-        def then_change(path: str, change: Callable[[str], None] = change) -> os.stat_result:
-            status = original(path)
-            if path == f"{source}/a":
-                Path(path).unlink()
-                change(path)
+        def then_change(path: str, *, dir_fd: int, change: Callable[[str], None] = change) -> os.stat_result:
+            status = original(path, dir_fd=dir_fd)
+            if path == "a" and stat.S_ISREG(status.st_mode):
+                (source / "a").unlink()
+                change(str(source / "a"))
             return status
 
         (source / "a").unlink()
@@ -426,6 +632,7 @@ def test_the_real_client_reads_ours_and_we_read_its(tmp_path: Path, studioml: se
 
     source, single = made(tmp_path), tmp_path / "single"
     single.write_text("s")
+    (source / "z-hard").hardlink_to(source / "a")
     for name, path in (("dir", source), ("file", single)):
         client("tar", path, tmp_path / f"{name}-theirs.tar")
         unpack(tmp_path / f"{name}-theirs.tar", tmp_path / f"{name}-here", TarStyle.NEW, LIMITS)
@@ -434,4 +641,5 @@ def test_the_real_client_reads_ours_and_we_read_its(tmp_path: Path, studioml: se
     assert detect_style(tmp_path / "dir-theirs.tar") is TarStyle.NEW
     for folder in (tmp_path / "dir-here", tmp_path / "dir-there"):
         assert (folder / "sub" / "b").read_text() == "b" and (folder / "link").is_symlink()
+        assert (folder / "z-hard").read_text() == "a"
     assert (tmp_path / "file-here").read_text() == (tmp_path / "file-there").read_text() == "s"

@@ -21,7 +21,7 @@ ALLOWED = {
     **{name: FOUNDATION for name in FOUNDATION - {"config"}},
     "config": FOUNDATION,
     "wire": {"errors", "units"},
-    "artifacts": {"errors", "units", "locks"},
+    "artifacts": {"errors", "units", "locks", "files"},
     "metadata": set(),
     "render": FOUNDATION | {"wire"},
     "journal": FOUNDATION,

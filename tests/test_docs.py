@@ -47,7 +47,7 @@ def test_commands_exist_with_their_options(page: str, words: list[str]) -> None:
     words = [word for word in words if word not in ("...",)]
     if "--version" in words:
         return
-    if words[0] in ("submit-from-queue", "status", "logs", "cancel", "resolve", "doctor", "render", "site", "recipe",
+    if words[0] in ("submit-from-queue", "status", "logs", "cancel", "return-results", "resolve", "doctor", "render", "site", "recipe",
                     "cache", "images", "completion"):
         command = words[:2] if words[0] in ("cache", "images") and len(words) > 1 else words[:1]
         done = subprocess.run([sys.executable, "-m", "hpcrunner", *command, "--help"], capture_output=True, text=True)

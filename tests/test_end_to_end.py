@@ -8,11 +8,14 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from hpcrunner.engine.finish import remove
 from lab import Lab
 
 
@@ -284,3 +287,39 @@ def session_of(stat: Path) -> str:
     except OSError:
         return ""
     return "" if fields[0] == "Z" else fields[3]
+
+
+@pytest.mark.parametrize("spoil", [
+    "shutil.rmtree('../output'); open('../output', 'w')", "os.unlink('../output/output'); os.mkfifo('../output/output')",
+    "os.unlink('../output/output'); os.mkdir('../output/output')", "os.unlink('../output/output'); os.symlink('/', '../output/output')",
+])
+def test_no_program_keeps_its_run_from_ending(lab: Lab, spoil: str) -> None:
+    lab.submit("e", f"import os, shutil\nopen('../retval', 'w').write('1')\n{spoil}")
+    lab.tick("--wait", timeout=60)
+    run = lab.status()["e"]
+    assert (run["state"], run["outcome"]) == ("done", "succeeded")
+    assert lab.result("e", "retval") == {"./retval": b"1"}
+
+
+def test_a_folder_that_can_not_be_listed_is_removed() -> None:
+    """Not as root, who lists all."""
+    nobody = 65534
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root) / "run"
+        (folder / "a/b").mkdir(parents=True)
+        (folder / "a/b/file").touch()
+        (folder / "a/b").chmod(0o300)
+        (folder / "a").chmod(0o300)
+        if os.geteuid() == 0:
+            for path in (Path(root), folder, folder / "a", folder / "a/b", folder / "a/b/file"):
+                os.chown(path, nobody, nobody)
+        child = os.fork()
+        if child == 0:
+            with suppress(BaseException):
+                if os.geteuid() == 0:
+                    os.setresgid(nobody, nobody, nobody)
+                    os.setresuid(nobody, nobody, nobody)
+                os._exit(0 if remove(folder) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert not folder.exists()

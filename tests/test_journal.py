@@ -139,9 +139,9 @@ def test_only_legal_moves(tmp_path: Path, start: State, to: State) -> None:
             assert len(journal.events(run)) == 1
 
 
-def test_done_is_final(journal: Journal) -> None:
+def test_from_done_only_results_that_were_kept_lead_back(journal: Journal) -> None:
     run = journal.move(journal.move(receive(journal), State.ENDING), State.DONE)
-    for state in State:
+    for state in set(State) - {State.ENDING}:
         with pytest.raises(HpcrunnerError, match="legal"):
             journal.move(run, state)
 

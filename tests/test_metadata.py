@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import random
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpcrunner.engine import scrape as scrape_module
 from hpcrunner.engine.scrape import base62, scrape
+from hpcrunner.errors import BusyError
 from hpcrunner.layout import RunDir
 from hpcrunner.metadata import document as document_module
 from hpcrunner.metadata.document import LARGEST, LONGEST_LINE, Document
@@ -121,7 +125,8 @@ def test_lines_that_are_whole_json_build_the_document_in_order() -> None:
 
 
 @pytest.mark.parametrize("line", [
-    b'{"a": NaN}', b'{"a": Infinity}', b'{"a": "\xff"}', b"[" * 100_000 + b"]" * 100_000, b'{"a": ' + b"9" * 5000 + b"}",
+    b'{"a": NaN}', b'{"a": Infinity}', b'{"a": 1e999}', b'{"b": [-1e999]}',
+    b'[{"op": "add", "path": "/b", "value": 1e999}]', b'{"a": "\xff"}', b"[" * 100_000 + b"]" * 100_000, b'{"a": ' + b"9" * 5000 + b"}",
     b"{" + b" " * LONGEST_LINE + b"}",
 ])
 def test_lines_that_are_no_json_are_left_alone(line: bytes) -> None:
@@ -135,11 +140,13 @@ def test_lines_that_are_no_json_are_left_alone(line: bytes) -> None:
     [{"op": "add", "path": "", "value": {}}], [{"op": "replace", "path": "", "value": {}}], [{"op": "copy", "from": "/b", "path": ""}],
     [{"op": "remove", "path": ""}], {"studioml": None}, {"studioml": {"host": "evil"}}, {"studioml": {"host": None}}, {"studioml": 1},
     [{"op": "replace", "path": "/~0studioml", "value": 1}],
+    [{"op": "add", "path": "/studioml/host", "value": "evil"}], [{"op": "add", "path": "/studioml", "value": {}}],
+    [{"op": "add", "path": "/studioml/list/0/a", "value": "evil"}], {"studioml": {"list": {}}},
     # The last one fails, so the first one does nothing.
     [{"op": "add", "path": "/c", "value": 1}, {"op": "remove", "path": "/studioml/host"}],
 ])
 def test_what_is_ours_is_only_added_to(line: Any) -> None:
-    before: dict[str, Any] = {"studioml": {"host": "n1"}, "b": 1}
+    before: dict[str, Any] = {"studioml": {"host": "n1", "list": [{"a": 1}]}, "b": 1}
     assert read(line, document=Document(json.loads(json.dumps(before)))).value == before
 
 
@@ -164,6 +171,47 @@ def test_the_bound_counts_what_is_written(value: Any, monkeypatch: pytest.Monkey
     document = read(*(json.dumps({f"k{number}": value}, ensure_ascii=False).replace("1000000000000000.0", "1e15").encode()
                       for number in range(100)))
     assert document.refused and 2**15 < len(json.dumps(document.value)) <= 2**16
+
+
+def test_the_size_of_the_document_is_known_without_looking_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(5)
+    values: list[Any] = [1, -2.5, 1e15, "x", "\u00e4\U0001f600\n", True, None, [], {}, [1, [2]], {"a": {"b": [1]}}, {"c": None}]
+    names = ["a", "b", "c", "\u00e4", "0", "1", "-"]
+    document, applied = Document(), 0
+
+    def pointer() -> str:
+        return "".join(f"/{chance.choice(names)}" for _ in range(chance.choice((1, 1, 2, 3))))
+
+    for _ in range(3000):
+        if chance.random() < 0.3:
+            line: Any = {chance.choice(names): chance.choice(values) for _ in range(2)}
+        else:
+            line = [{"op": chance.choice(("add", "remove", "replace", "move", "copy")), "path": pointer(), "from": pointer(),
+                     "value": chance.choice(values)} for _ in range(chance.choice((1, 1, 3)))]
+        applied += document.take(json.dumps(line).encode())
+        assert document.size == len(json.dumps(document.value)), line
+    assert applied > 1000
+    full = read(*({f"k{number}": "x" * 100_000} for number in range(20)))
+    dumped = []
+    original = json.dumps
+    monkeypatch.setattr(json, "dumps", lambda value, **options: dumped.append(value) or original(value, **options))
+    for number in range(1000):
+        full.take(b'{"loss": %d}' % number)
+    assert full.value["loss"] == 999 and all(isinstance(value, int) or value == {} for value in dumped)
+
+
+def test_one_line_makes_only_so_much_work() -> None:
+    document = read(*({"big": {f"k{number}": [[]] * 50_000}, "in": {}} for number in range(5)))
+    names = [("/big", "/x"), ("/big", "/in/x"), ("/big/k1", "/big/k9")]
+    lines = [[{"op": "move", "from": pair[number % 2], "path": pair[1 - number % 2]} for number in range(1000)] for pair in names]
+    for line in lines:
+        before = time.monotonic()
+        read(line, document=document)
+        assert time.monotonic() - before < 3
+    wide = read(*({f"{number}-{name}": 0 for name in range(10_000)} for number in range(6)))
+    before = time.monotonic()
+    assert read([{"op": "add", "path": "/a", "value": 1}] * 1000, document=wide).refused == 1
+    assert time.monotonic() - before < 3
 
 
 def test_copies_of_copies_do_not_explode() -> None:
@@ -297,6 +345,52 @@ def test_whatever_a_program_left_there_does_no_harm(tmp_path: Path, caplog: pyte
     for kept in ("[" * 9999, "{}", '{"name": "x", "offset": -5}', '{"name": "x", "value": 3}', "null"):
         run_dir.scraped_file.write_text(kept)
         scrape(experiment, run, run_dir, is_over=True)
+
+
+def test_at_the_end_all_lines_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last ones are those that count."""
+    experiment, run, run_dir = placed(tmp_path)
+    monkeypatch.setattr(scrape_module, "_SECONDS", 0.0)
+    run_dir.log(True).write_text("".join(f'{{"loss": {number}}}\n' for number in range(5)))
+    looks: list[int] = []
+    assert scrape(experiment, run, run_dir, is_over=False) == ()
+    assert document_of(run_dir)["loss"] == 0, "a checkpoint takes no longer than it may"
+    assert scrape(experiment, run, run_dir, is_over=True, check=lambda: looks.append(1)) == ()
+    assert document_of(run_dir)["loss"] == 4 and len(looks) == 4
+    # Not for ever; and somebody who has lost the lease stops.
+    monkeypatch.setattr(scrape_module, "_SECONDS_AT_THE_END", -1.0)
+    with run_dir.log(True).open("a") as file:
+        file.write('{"loss": 5}\n{"loss": 6}\n')
+    assert scrape(experiment, run, run_dir, is_over=True) == (
+        "_metadata: the last 12 bytes of the output were not looked at, it took too long",)
+
+    def lost() -> None:
+        raise BusyError("taken over")
+
+    with pytest.raises(BusyError):
+        scrape(experiment, run, run_dir, is_over=True, check=lost)
+
+
+def test_lines_that_can_not_be_used_are_told(tmp_path: Path) -> None:
+    experiment, run, run_dir = placed(tmp_path)
+    run_dir.log(True).write_text('{"a": 1}\n[{"op": "remove", "path": "/b"}]\n')
+    for _ in range(2):
+        [note] = scrape(experiment, run, run_dir, is_over=True)
+        assert note.startswith("_metadata: 1 lines of JSON could not be used")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    experiment, run, run_dir = placed(tmp_path)
+    folder = run_dir.experiment / "_metadata"
+    folder.mkdir()
+    for path in (run_dir.log(True), folder / "scrape-host-n_1-4C92.json", folder / ".scrape-host-n_1-4C92.json.part"):
+        os.mkfifo(path)
+    assert scrape(experiment, run, run_dir, is_over=True) == ()
+    assert document_of(run_dir)["studioml"]["host"] == "n/1"
+
+
+def document_of(run_dir: RunDir) -> Any:
+    return json.loads((run_dir.experiment / "_metadata" / "scrape-host-n_1-4C92.json").read_text())
 
 
 def test_it_comes_back_with_the_results(tmp_path: Path) -> None:

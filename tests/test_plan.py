@@ -163,7 +163,7 @@ def test_once_all_is_told_something_is_done(state: State, ended: tuple[int, str]
 def test_an_end_of_every_state_is_a_legal_move() -> None:
     """A step that fails for good ends its run, in whatever state it is."""
     assert all(State.ENDING in TRANSITIONS[state] for state in ACTIVE - {State.ENDING})
-    assert TRANSITIONS[State.DONE] == frozenset()
+    assert TRANSITIONS[State.DONE] == {State.ENDING}, "results that were kept are to be returned after all"
 
 
 @pytest.mark.parametrize(("fields", "seen", "wanted"), [
@@ -416,7 +416,7 @@ def test_the_record_comes_after_what_moves_the_run() -> None:
 
 
 def test_results_wait_for_the_store_as_long_as_the_site_says() -> None:
-    policy = replace(POLICY, upload_patience=100)
+    policy = replace(POLICY, store_patience=100)
     for ended_at, is_last in ((NOW - 99, False), (NOW - 100, True)):
         run = a_run(State.ENDING, ended_at=ended_at, tries=50)
         assert only(run, policy=policy) == Return(run, is_last_try=is_last)

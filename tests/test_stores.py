@@ -3,6 +3,8 @@ other means. What concerns one kind alone is below the suite."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +28,7 @@ import services
 from hpcrunner.config.site import Site
 from hpcrunner.engine.install import open_store
 from hpcrunner.errors import ChangedError, StoreError
+from hpcrunner.stores._files import disk_fault, require_space
 from hpcrunner.stores.base import Access, Store
 from storeservers import Proxy, Server, client
 
@@ -495,6 +498,86 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], check=True)
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@each(("local",))
+def test_two_that_write_one_object_each_write_all_of_it(place: Place, key: str) -> None:
+    """One dies in the middle of it, one is slow, and one comes in between."""
+    location = place.location(key)
+    sources = [place.tmp / name for name in ("slow", "quick")]
+    for source in sources:
+        source.write_bytes(source.name.encode() * MIB)
+    child = os.fork()
+    if not child:
+        place.store.put(sources[0], location, lambda size: os._exit(9))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    folder = Path(location.removeprefix("file:/")).parent
+    assert left(folder), "this can't show that what a crash left is removed"
+    seen: list[bytes] = []
+
+    def come_between(size: int) -> None:
+        if not seen:
+            place.store.put(sources[1], location)
+            seen.append(Path(folder, "workspace.tar").read_bytes())
+
+    place.store.put(sources[0], location, come_between)
+    assert seen == [sources[1].read_bytes()]
+    assert place.store.fetch(location, place.tmp / "target")
+    assert (place.tmp / "target").read_bytes() == sources[0].read_bytes()
+    assert left(folder) == []
+
+
+@each(("local",))
+def test_it_has_reached_the_disk_before_it_has_its_name(place: Place, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    location, synced = place.location(key), []
+    path, original = Path(location.removeprefix("file:/")), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append((Path(f"/proc/self/fd/{fd}").resolve(), path.exists())) or original(fd))
+    place.store.write(b"data", location)
+    assert [exists for _, exists in synced] == [False, True] and synced[1][0] == path.parent
+
+
+@each(("local",))
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS])
+def test_where_there_are_no_locks_nothing_is_left_either(place: Place, key: str, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    place.store.write(b"data", place.location(key))
+    folder = Path(place.location(key).removeprefix("file:/")).parent
+    assert place.store.read(place.location(key)).data == b"data" and left(folder) == []
+
+
+@each(("local",))
+@pytest.mark.parametrize("long", ["\u00e4" * 120, "\U0001f600" * 60, "x" * 255])
+def test_names_as_long_as_they_may_be(place: Place, key: str, long: str) -> None:
+    location = place.put(f"{key}/{long}", b"data")
+    assert place.store.fetch(location, place.tmp / long)
+    assert (place.tmp / long).read_bytes() == b"data"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE])
+def test_what_is_wrong_with_a_whole_file_system_can_be_told(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for, however long it takes (engine/ends.py)."""
+    with pytest.raises(StoreError) as caught, disk_fault(tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert (caught.value.errno, caught.value.transient) == (number, True)
+    with pytest.raises(StoreError, match="no space left") as caught:
+        require_space(tmp_path / "x", 2**60)
+    assert (caught.value.errno, caught.value.transient) == (errno.ENOSPC, True)
+    store = Place("local", tmp_path).store
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    location = Place("local", tmp_path).put("key", b"data")
+    monkeypatch.setattr("hpcrunner.stores.local._copy", fail)
+    with pytest.raises(StoreError) as caught:
+        store.fetch(location, tmp_path / "target")
+    assert (caught.value.errno, caught.value.transient) == (number, True)
+    with pytest.raises(StoreError) as caught:
+        store.put(tmp_path / "store" / BUCKET / "key", location)
+    assert (caught.value.errno, caught.value.transient) == (number, True)
 
 
 @each(("seaweedfs", "fake-gcs", "http"))

@@ -24,6 +24,6 @@ def style_of(name: str) -> TarStyle:
 
 def detect_style(archive: Path) -> TarStyle | None:
     """The style in which a folder (a job's workspace) was packed; None for an empty tar. Raises ArchiveError."""
-    with open_tar(archive, 2**20) as tar:
-        first = tar.next()
+    with open_tar(archive, 2**20, is_whole=False) as tar:
+        first = next(iter(tar), None)
         return None if first is None else style_of(first.name or ".")

@@ -11,6 +11,7 @@ from hpcrunner.artifacts.clone import can_clone, clone_tree, count_tree
 from hpcrunner.artifacts.style import TarStyle
 from hpcrunner.artifacts.unpack import Limits, Unpacked, remove, unpack
 from hpcrunner.errors import ArchiveError
+from hpcrunner.files import beside
 
 log = logging.getLogger("hpcrunner")
 
@@ -48,7 +49,7 @@ def _cloned(entry: Entry, target: Path, limits: Limits, name: str) -> Unpacked |
         limits.check(done.bytes, done.entries)
     except ArchiveError as error:
         raise ArchiveError(f"{name}: {error}") from error
-    part = target.with_name(f".{target.name[:200]}.part")
+    part = beside(target, "part")
     remove(part)
     if clone_tree(entry.data, part) != (done.files, entry.size):
         remove(part)

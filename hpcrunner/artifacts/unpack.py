@@ -6,21 +6,33 @@ folder of its own, which gets its final name when it is whole.
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import shutil
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hpcrunner.artifacts.stream import open_tar
+from hpcrunner.artifacts.stream import Tar, open_tar
 from hpcrunner.artifacts.style import TarStyle
 from hpcrunner.errors import ArchiveError
+from hpcrunner.files import beside
 from hpcrunner.units import format_size
 
 _DEEPEST = 100
 _BLOCK = 2**20
+_ENTRY = 4096
+"""Bytes of disk that each file, folder or link takes beside its content."""
+_MOST_NAMES = 2**27
+"""Characters of all names and link targets, which are held in memory."""
+_FARTHEST = 200
+"""Folders and links on the way to where a link ends; the kernel follows 40 links."""
+_FAULTS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EMLINK, errno.EINVAL, errno.EILSEQ)
+_SKIPPED = 10
+"""What is left out and told one by one; of the rest only how many they are."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +41,33 @@ class Limits:
     entries: int = 1_000_000
 
     def check(self, size: int, entries: int) -> None:
-        """Raises ArchiveError if that much is too much."""
+        """Raises ArchiveError if that much is too much; `size` are bytes of content."""
         if entries > self.entries:
             raise ArchiveError(f"holds more than {self.entries} files")
-        if size < 0 or size > self.bytes:
+        if size < 0 or taken(size, entries) > self.bytes:
             raise ArchiveError(f"unpacks to more than the {format_size(self.bytes)} that are allowed "
                                "(hdd of the experiment, or artifact_limit of the site)")
+
+
+def taken(size: int, entries: int) -> int:
+    """Bytes of disk, about: a million empty files are gigabytes too."""
+    return size + entries * _ENTRY
 
 
 @dataclass(frozen=True)
 class Unpacked:
     files: int
     bytes: int
+    """Of content."""
     skipped: tuple[str, ...]
     """What was left out and why, in words."""
     entries: int = 0
     """Files, folders and links."""
+
+    @property
+    def taken(self) -> int:
+        """Bytes of disk, about."""
+        return taken(self.bytes, self.entries)
 
 
 def unpack(archive: Path, target: Path, style: TarStyle | None, limits: Limits, name: str | None = None) -> Unpacked:
@@ -53,7 +76,7 @@ def unpack(archive: Path, target: Path, style: TarStyle | None, limits: Limits, 
 
     Raises ArchiveError naming what is wrong; then nothing of it is left.
     """
-    part = target.with_name(f".{target.name[:200]}.part")
+    part = beside(target, "part")
     remove(part)
     part.mkdir(mode=0o700)
     try:
@@ -61,8 +84,6 @@ def unpack(archive: Path, target: Path, style: TarStyle | None, limits: Limits, 
         with open_tar(archive, limits.bytes) as tar:
             for member in tar:
                 writer.add(tar, member)
-                # tarfile remembers every member; a million of them is a lot of memory.
-                tar.members = []  # type: ignore[attr-defined]
         writer.make_links()
         single = _single(writer.names, style or TarStyle.NEW)
         if single is not None and (part / single).is_file():
@@ -77,7 +98,7 @@ def unpack(archive: Path, target: Path, style: TarStyle | None, limits: Limits, 
     except BaseException:
         remove(part)
         raise
-    return Unpacked(writer.files, writer.bytes, tuple(writer.skipped), writer.entries)
+    return Unpacked(writer.files, writer.bytes, writer.skipped(), writer.entries)
 
 
 def _single(names: list[str], style: TarStyle) -> str | None:
@@ -99,9 +120,14 @@ class _Writer:
         self._written: set[str] = set()
         self.names: list[str] = []
         self.files = self.bytes = self.entries = 0
-        self.skipped: list[str] = []
+        self._skipped: list[str] = []
+        self._skips = self._length = 0
 
-    def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    def skipped(self) -> tuple[str, ...]:
+        rest = self._skips - len(self._skipped)
+        return (*self._skipped, *([f"{rest} more links are left out"] if rest else []))
+
+    def add(self, tar: Tar, member: tarfile.TarInfo) -> None:
         self.entries += 1
         self._limits.check(self.bytes, self.entries)
         if len(self.names) < 2:
@@ -116,22 +142,50 @@ class _Writer:
         elif member.islnk():
             self._hard_link(name, member.linkname)
         else:
-            raise ArchiveError(f"holds {member.name!r}, which is a device, a pipe or something else that is no file")
+            raise ArchiveError(f"holds {member.name!r:.200}, which is a device, a pipe or something else that is no "
+                               "file")
 
     def make_links(self) -> None:
         for name, target in self._links.items():
             path = self._root / name
             self._parents(name)
             if os.path.lexists(path):
-                raise ArchiveError(f"holds {name!r} twice, once as a link")
-            path.symlink_to(target)
-        # Links may lead through each other, so where each one ends shows only now.
-        root = os.path.realpath(self._root)
-        for name in self._links:
-            end = os.path.realpath(self._root / name)
-            if end != root and not end.startswith(root + os.sep):
-                (self._root / name).unlink()
-                self.skipped.append(f"the link {name!r} leads outside; it is left out")
+                raise ArchiveError(f"holds {name!r:.200} twice, once as a link")
+            # Links may lead through each other, so where each one ends shows only now.
+            if self._stays_inside(name):
+                with _writing(name):
+                    path.symlink_to(target)
+
+    def _stays_inside(self, name: str) -> bool:
+        """Whether a link ends in the folder; says so if not. It is told by what is known of the links, not by following
+        them: on the disk that would take as long as whoever made them likes."""
+        at, todo = posixpath.dirname(name), self._links[name].split("/")[::-1]
+        for _ in range(_FARTHEST):
+            if not todo:
+                return True
+            part = todo.pop()
+            if part == "..":
+                if not at:
+                    return self._skip(name, "leads outside")
+                at = posixpath.dirname(at)
+            elif part not in ("", "."):
+                path = f"{at}/{part}" if at else part
+                if path in self._links:
+                    todo += self._links[path].split("/")[::-1]
+                else:
+                    at = path
+        return self._skip(name, "leads through too many folders and links")
+
+    def _skip(self, name: str, reason: str) -> bool:
+        self._skips += 1
+        if len(self._skipped) < _SKIPPED:
+            self._skipped.append(f"the link {name!r:.200} {reason}; it is left out")
+        return False
+
+    def _remember(self, *names: str) -> None:
+        self._length += sum(map(len, names))
+        if self._length > _MOST_NAMES:
+            raise ArchiveError(f"holds names of more than {_MOST_NAMES:,} characters")
 
     def finish_folders(self) -> None:
         """Folders get their own mode last: a read-only one could not be filled before."""
@@ -141,7 +195,7 @@ class _Writer:
     def _checked(self, name: str) -> str:
         """The name relative to the folder. Raises ArchiveError for one that leads anywhere else."""
         if "\0" in name or name.startswith("/") or ".." in name.split("/"):
-            raise ArchiveError(f"holds the name {name!r}, which leads outside of its folder")
+            raise ArchiveError(f"holds the name {name!r:.200}, which leads outside of its folder")
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if len(parts) > _DEEPEST:
             raise ArchiveError(f"holds folders nested more than {_DEEPEST} deep")
@@ -158,23 +212,20 @@ class _Writer:
             self._folders[name] = mode
         if known or not name:
             return
+        self._remember(name)
         self._parents(name)
         self._free(name)
-        try:
+        with _writing(name):
             (self._root / name).mkdir(mode=0o700)
-        except OSError as error:
-            raise _unwritable(name, error) from error
 
-    def _file(self, tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> None:
+    def _file(self, tar: Tar, member: tarfile.TarInfo, name: str) -> None:
         if not name:
-            raise ArchiveError(f"holds a file without a name ({member.name!r})")
+            raise ArchiveError(f"holds a file without a name ({member.name!r:.200})")
         self._room_for(member.size)
         self._parents(name)
         self._free(name)
-        # Of a plain file the content comes next, and is read without the layers that tarfile puts between.
-        source: Any = tar.extractfile(member) if member.issparse() else tar.fileobj
-        left = member.size
-        try:
+        source, left = tar.content(member), member.size
+        with _writing(name):
             # By descriptor, and not by Path: there may be a hundred thousand of them.
             descriptor = os.open(f"{self._root}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             try:
@@ -186,10 +237,9 @@ class _Writer:
                     os.utime(descriptor, (member.mtime, member.mtime))
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            raise _unwritable(name, error) from error
         if left:
-            raise ArchiveError(f"ends in the middle of {name!r}: it is damaged")
+            raise ArchiveError(f"ends in the middle of {name!r:.200}: it is damaged")
+        self._remember(name)
         self._written.add(name)
         self.files += 1
 
@@ -199,24 +249,28 @@ class _Writer:
 
     def _link(self, name: str, target: str) -> None:
         if not name or not target or "\0" in target:
-            raise ArchiveError(f"holds the link {name!r} to {target!r}, which is none")
+            raise ArchiveError(f"holds the link {name!r:.200} to {target!r:.200}, which is none")
         self._parents(name)
         end = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
         if target.startswith("/") or end == ".." or end.startswith("../"):
-            self.skipped.append(f"the link {name!r} leads outside; it is left out")
+            self._skip(name, "leads outside")
             return
         self._free(name)
+        self._remember(name, target)
         self._links[name] = target
 
     def _hard_link(self, name: str, target: str) -> None:
         source = self._checked(target)
         if source not in self._written or not name:
-            raise ArchiveError(f"holds {name!r} as a hard link to {target!r}, which is no earlier file of the archive")
+            raise ArchiveError(f"holds {name!r:.200} as a hard link to {target!r:.200}, which is no earlier file of "
+                               "the archive")
         if source == name:
             return
         self._parents(name)
         self._free(name)
-        (self._root / name).hardlink_to(self._root / source)
+        with _writing(name):
+            (self._root / name).hardlink_to(self._root / source)
+        self._remember(name)
         self._written.add(name)
         self.files += 1
 
@@ -228,7 +282,7 @@ class _Writer:
         elif name in self._links:
             del self._links[name]
         elif name in self._folders and (self._root / name).exists():
-            raise ArchiveError(f"holds {name!r} both as a folder and as something else")
+            raise ArchiveError(f"holds {name!r:.200} both as a folder and as something else")
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -237,13 +291,16 @@ def _write(descriptor: int, data: bytes) -> None:
         written += os.write(descriptor, memoryview(data)[written:])
 
 
-def _unwritable(name: str, error: OSError) -> Exception:
-    """An archive's own fault (a name too long for the disk, a file in a folder's place), or the disk's."""
-    import errno
-
-    if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL, errno.EILSEQ):
-        return ArchiveError(f"holds {name[:200]!r}, which can't be written: {error.strerror}")
-    return error
+@contextmanager
+def _writing(name: str) -> Iterator[None]:
+    """Raises ArchiveError for what is an archive's own fault (a name too long for the disk, a file in a folder's place,
+    more hard links than a file can have), OSError for what is the disk's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FAULTS:
+            raise
+        raise ArchiveError(f"holds {name!r:.200}, which can't be written: {error.strerror}") from error
 
 
 def remove(path: Path) -> None:

@@ -1,4 +1,5 @@
-"""`hpcrunner cancel` and `hpcrunner resolve`: requests to whoever works on the install, this process if nobody does."""
+"""`hpcrunner cancel`, `return-results` and `resolve`: requests to whoever works on the install, which is this process
+if nobody does."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 from hpcrunner.cli.common import configuration, set_up_logging
 from hpcrunner.config.site import Site
 from hpcrunner.engine.cancel import request
+from hpcrunner.engine.finish import has_kept
 from hpcrunner.errors import BusyError, NotFoundError, UsageError
 from hpcrunner.journal.store import Journal
 from hpcrunner.layout import StateDir
@@ -30,6 +32,19 @@ def cancel(arguments: argparse.Namespace) -> int:
     if wanted:
         several = "s" * (len(wanted) > 1)
         _carry_out(site, f"{len(wanted)} experiment{several} being cancelled; results so far are returned")
+    return 0
+
+
+def return_results(arguments: argparse.Namespace) -> int:
+    site = configuration(arguments).site
+    set_up_logging(site.log_level)
+    found = _find(site, arguments.key)
+    if nothing := [key for key, runs in found.items() if not any(has_kept(run) for run in runs)]:
+        raise UsageError("\n".join(f"{key}: it has no results that could not be returned" for key in nothing))
+    for key in found:
+        request(StateDir(site.state_dir).requests, {"return": key})
+    _carry_out(site, f"the results of {len(found)} experiment{'s' * (len(found) > 1)} are returned; `hpcrunner status` "
+                     "shows what becomes of them")
     return 0
 
 

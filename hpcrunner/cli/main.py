@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     _status(commands)
     _logs(commands)
     _cancel(commands)
+    _return_results(commands)
     _resolve(commands)
     _doctor(commands)
     _render(commands)
@@ -94,10 +95,11 @@ def _run(arguments: argparse.Namespace) -> int:
         from hpcrunner.cli import logs
 
         return logs.run(arguments)
-    if command in ("cancel", "resolve"):
+    if command in ("cancel", "return-results", "resolve"):
         from hpcrunner.cli import cancel
 
-        return cancel.cancel(arguments) if command == "cancel" else cancel.resolve(arguments)
+        asks = {"cancel": cancel.cancel, "return-results": cancel.return_results, "resolve": cancel.resolve}
+        return asks[command](arguments)
     if command == "doctor":
         from hpcrunner.cli import doctor
 
@@ -176,6 +178,16 @@ def _cancel(commands: argparse._SubParsersAction[_Parser]) -> None:
         epilog="example:\n  hpcrunner cancel my-experiment my-other-experiment")
     command.add_argument("key", nargs="+", help="the experiments")
     command.add_argument("--reason", metavar="TEXT", help="stands in the user's log and record")
+    add_site(command)
+
+
+def _return_results(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "return-results", help="return results that had to be kept, as their store did not take them",
+        description="Tries again to return results of experiments that are over, for as long as the site's\n"
+                    "store_patience; `hpcrunner status KEY` says why they could not be returned.",
+        epilog="example:\n  hpcrunner return-results my-experiment my-other-experiment")
+    command.add_argument("key", nargs="+", help="the experiments")
     add_site(command)
 
 

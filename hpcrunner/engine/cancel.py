@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcrunner.engine import record
+from hpcrunner.engine import finish, record
 from hpcrunner.engine.actions import Cancel
+from hpcrunner.engine.ends import NOT_ITS_TROUBLE
 from hpcrunner.engine.install import Install, log
 from hpcrunner.errors import HpcrunnerError
 from hpcrunner.files import write_whole
@@ -56,6 +57,8 @@ def take_requests(install: Install) -> None:
         try:
             if "cancel" in asked:
                 _cancel_key(install, str(asked["cancel"]), str(asked.get("reason") or "by hpcrunner cancel"))
+            elif "return" in asked:
+                _return_again(install, str(asked["return"]))
             elif "resolve" in asked:
                 _resolve(install, str(asked["resolve"]), asked.get("job"))
         except HpcrunnerError as error:
@@ -81,8 +84,10 @@ def stopped_by_users(install: Install) -> frozenset[int]:
 def _is_stopped(install: Install, run: Run) -> bool:
     try:
         return record.status(install, install.experiment(run)) == "stopped"
-    except HpcrunnerError:
-        return False  # The store is away; that is told where it matters.
+    except NOT_ITS_TROUBLE:
+        raise
+    except Exception:
+        return False  # The store is away, or the record is spoilt; that is told where it matters.
 
 
 def _requests(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -100,6 +105,14 @@ def _cancel_key(install: Install, key: str, reason: str) -> None:
     for run in install.journal.find(key):
         if run.state in ACTIVE and run.state is not State.ENDING and not run.cancelling:
             install.journal.note(run, f"to be cancelled: {reason}", cancelling=reason)
+
+
+def _return_again(install: Install, key: str) -> None:
+    """Results that were kept are to be returned, with new patience."""
+    for run in install.journal.find(key):
+        if finish.has_kept(run):
+            install.journal.move(run, State.ENDING, "its results are to be returned, says the operator",
+                                 ended_at=time.time(), notes=finish.other_notes(run))
 
 
 def _resolve(install: Install, key: str, job_id: Any) -> None:

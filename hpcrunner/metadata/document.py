@@ -8,12 +8,13 @@ may only add.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, BinaryIO
 
-from hpcrunner.metadata.patch import DEEPEST, PatchError, apply, depth, find, merge
+from hpcrunner.metadata.patch import DEEPEST, PatchError, Tally, apply, depth, find, merge
 
 LONGEST_LINE = 256 * 1024
 """Bytes; a longer line is no metadata."""
@@ -33,7 +34,7 @@ class Document:
     """Bytes of the output that have been read."""
     is_in_long_line: bool = False
     size: int = 2
-    """Bytes, an upper bound."""
+    """Bytes as JSON."""
     refused: int = 0
     """Lines that were JSON, but could not be applied."""
 
@@ -57,7 +58,7 @@ class Document:
         if line[:1] + line[-1:] not in (b"{}", b"[]") or len(line) > LONGEST_LINE:
             return False
         try:
-            parsed = json.loads(line, parse_constant=_refuse)
+            parsed = json.loads(line, parse_constant=_refuse, parse_float=_finite)
         except (ValueError, RecursionError):
             return False
         if isinstance(parsed, list) and not all(isinstance(one, dict) and "op" in one for one in parsed):
@@ -65,41 +66,30 @@ class Document:
         try:
             if depth(parsed) > DEEPEST:
                 raise PatchError(f"more than {DEEPEST} levels deep")
-            value, grown = self._merge(parsed) if isinstance(parsed, dict) else self._patch(parsed)
-            # Six: a letter may be written as \u00e4, and 1e15 with all its zeros.
-            size = self.size + 6 * len(line) + grown
-            if size > LARGEST:
-                size = len(json.dumps(value))
-            if size > LARGEST:
+            tally = Tally()
+            value = self._merge(parsed, tally) if isinstance(parsed, dict) else self._patch(parsed, tally)
+            if self.size + tally.grown > LARGEST:
                 raise PatchError(f"the document would be larger than {LARGEST >> 20} MiB")
-        except PatchError:
+        except (PatchError, RecursionError):
             self.refused += 1
             return False
-        self.size = size
+        self.size += tally.grown
         changed = value is not self.value
         self.value = value
         return changed
 
-    def _merge(self, fragment: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def _merge(self, fragment: dict[str, Any], tally: Tally) -> dict[str, Any]:
+        ours = fragment.get(_OURS)
         theirs = {name: value for name, value in fragment.items() if name != _OURS}
-        value = merge(self.value, theirs)
-        if isinstance(fragment.get(_OURS), dict):
-            value[_OURS] = _added(value.get(_OURS, {}), fragment[_OURS])
-        return value, 0
+        if isinstance(ours, dict) and isinstance(there := self.value.get(_OURS, {}), dict):
+            theirs[_OURS] = _new(there, ours)
+        value: dict[str, Any] = merge(self.value, theirs, tally)
+        return value
 
-    def _patch(self, operations: list[Any]) -> tuple[dict[str, Any], int]:
+    def _patch(self, operations: list[Any], tally: Tally) -> Any:
         if len(operations) > _MOST_OPERATIONS:
             raise PatchError(f"more than {_MOST_OPERATIONS} operations")
-        value, grown = self.value, 0
-        for operation in operations:
-            after = apply(value, [operation], _is_allowed)
-            if operation["op"] == "copy":
-                # Few bytes of a line may make many of the document.
-                grown += len(json.dumps(find(value, operation["from"])))
-                if grown > LARGEST:
-                    raise PatchError("copies too much")
-            value = after
-        return value, grown
+        return apply(self.value, operations, _is_allowed, tally)
 
     def _lines(self, output: BinaryIO, is_complete: bool) -> Iterator[bytes]:
         while line := output.readline(LONGEST_LINE + 1):
@@ -113,24 +103,27 @@ class Document:
                 yield line
 
 
-def _is_allowed(op: str, pointer: str) -> bool:
+def _is_allowed(document: Any, op: str, path: Sequence[str]) -> bool:
     """The document stays an object, and what is ours is only added to."""
-    if pointer == "":
+    if not path:
         return False
-    return op == "add" or not (pointer == f"/{_OURS}" or pointer.startswith(f"/{_OURS}/"))
+    if path[0] != _OURS:
+        return True
+    parent = find(document, path[:-1])
+    # In a list nothing is replaced by adding to it.
+    return op == "add" and not (isinstance(parent, dict) and path[-1] in parent)
 
 
-def _added(ours: Any, theirs: dict[str, Any]) -> Any:
-    """What is there stays."""
-    if not isinstance(ours, dict):
-        return ours
-    result = dict(ours)
-    for name, value in theirs.items():
-        if name not in result:
-            result[name] = value
-        elif isinstance(value, dict):
-            result[name] = _added(result[name], value)
-    return result
+def _new(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Those members of `theirs` that can be merged into `ours` without changing what is there."""
+    return {name: _new(ours[name], value) if name in ours else value for name, value in theirs.items()
+            if name not in ours or (isinstance(value, dict) and isinstance(ours[name], dict))}
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(found := float(number)):
+        raise ValueError(f"{number} is no number that JSON can be written with")
+    return found
 
 
 def _refuse(name: str) -> None:

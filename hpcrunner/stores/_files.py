@@ -14,7 +14,7 @@ from hpcrunner.units import format_size
 
 PIECE = 2**19
 """Bytes in memory at a time, for each connection. Twice as many cost the kernel three times as much, measured."""
-_LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EROFS}
+_LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 @contextmanager
@@ -24,7 +24,8 @@ def disk_fault(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         hint = "; free space there, and it goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise StoreError(f"{path}: {error.strerror or error}{hint}", transient=error.errno not in _LASTING) from error
+        raise StoreError(f"{path}: {error.strerror or error}{hint}", transient=error.errno not in _LASTING,
+                         errno=error.errno) from error
 
 
 def require_space(path: Path, size: int) -> None:
@@ -33,7 +34,7 @@ def require_space(path: Path, size: int) -> None:
     free = status.f_bavail * status.f_frsize
     if size > free:
         raise StoreError(f"{path}: no space left: {format_size(size)} are needed and {format_size(free)} are free; "
-                         "free space there, and it goes on", transient=True)
+                         "free space there, and it goes on", transient=True, errno=errno.ENOSPC)
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,29 @@ what lies in the site's `store_roots` is read or written.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from hpcrunner.errors import ChangedError, StoreError
+from hpcrunner.files import beside, sync_folder
 from hpcrunner.stores.base import Access, Content, Progress, Stat
 
 _TRANSIENT = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT,
-              errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ENOLCK}
+              errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ENOLCK}
 _LARGEST_RECORD = 64 * 2**20
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class LocalStore:
     def __init__(self, site: Any, access: Access) -> None:
         self._roots = [Path(os.path.realpath(root)) for root in site.store_roots]
-        # The same after a crash, so that what was half-written then is replaced; another install's differs.
+        # The same after a crash, so that what was half-written then is removed; another install's differs.
         self._mark = sha256(os.fsencode(site.state_dir)).hexdigest()[:12]
 
     def location(self, endpoint: str | None, bucket: str | None, key: str) -> str:
@@ -42,7 +47,7 @@ class LocalStore:
             raise _failed("can't be read", location, error) from error
 
     def fetch(self, location: str, target: Path, progress: Progress | None = None) -> Stat | None:
-        source, part = self._path(location), target.with_name(f".{target.name}.part")
+        source, part = self._path(location), beside(target, "part")
         try:
             with source.open("rb") as reader, part.open("wb") as writer:
                 _copy(reader, writer, progress)
@@ -52,8 +57,6 @@ class LocalStore:
             part.unlink(missing_ok=True)
             if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not source.exists():
                 return None
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-                raise OSError(error.errno, error.strerror, str(target)) from error  # Our own disk, not the store's.
             raise _failed("can't be read", location, error) from error
         return stat
 
@@ -89,18 +92,17 @@ class LocalStore:
     def _place(self, location: str, make: Callable[[BinaryIO], object], check: Callable[[], None] = lambda: None
                ) -> None:
         path = self._path(location)
-        part = path.with_name(f".{path.name[:200]}.{self._mark}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._path(location)  # Again, now that all of its folders exist.
-            part.unlink(missing_ok=True)
-            try:
-                with part.open("xb") as writer:
-                    make(writer)
+            with _own_part(path, self._mark) as (part, writer):
+                make(writer)
+                writer.flush()
+                # The run directory may be removed as soon as this returns.
+                os.fsync(writer.fileno())
                 check()  # As late as can be: a file system has no way to do both at once.
                 part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
+            sync_folder(path.parent)
         except OSError as error:
             raise _failed("can't be written", location, error) from error
 
@@ -123,6 +125,38 @@ class LocalStore:
                          f"(store_roots: {allowed})")
 
 
+@contextmanager
+def _own_part(path: Path, mark: str) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file beside `path` that nobody else writes to; whoever renames it is the last to touch it. It is gone if
+    something is raised.
+
+    What a crash left has the same name, and no lock any more, so it is used again. Beside another writer, and where
+    there are no locks, it is one of its own.
+    """
+    part = beside(path, f"{mark}.part")
+    descriptor = os.open(part, _FLAGS, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its writer may have renamed or removed it just before it was locked.
+        is_own = os.path.samestat(part.lstat(), os.fstat(descriptor))
+    except (BlockingIOError, FileNotFoundError):
+        is_own = False
+    except OSError:
+        part.unlink(missing_ok=True)  # Nobody's, as nobody can have its lock.
+        is_own = False
+    if not is_own:
+        os.close(descriptor)
+        part = beside(path, f"{mark}-{uuid.uuid4().hex}.part")
+        descriptor = os.open(part, _FLAGS | os.O_EXCL, 0o666)
+    try:
+        with open(descriptor, "wb") as writer:  # noqa: PTH123
+            writer.truncate(0)
+            yield part, writer
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
 def _stat(status: os.stat_result) -> Stat:
     return Stat(status.st_size, f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}")
 
@@ -135,7 +169,8 @@ def _copy(reader: BinaryIO, writer: BinaryIO, progress: Progress | None) -> None
 
 
 def _failed(what: str, location: str, error: OSError) -> StoreError:
-    return StoreError(f"{location}: {what}: {error.strerror or error}", transient=error.errno in _TRANSIENT)
+    return StoreError(f"{location}: {what}: {error.strerror or error}", transient=error.errno in _TRANSIENT,
+                      errno=error.errno)
 
 
 backend = LocalStore
