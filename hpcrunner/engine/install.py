@@ -56,7 +56,7 @@ class Install:
     def transfers(self) -> Transfers:
         from hpcrunner.engine.transfers import Transfers
 
-        return Transfers(self.site.max_transfers, self.journal.check_clock)
+        return Transfers(self.site.max_transfers, self.journal.check_often)
 
     @cached_property
     def engine(self) -> str:
