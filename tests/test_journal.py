@@ -823,7 +823,7 @@ def test_a_journal_that_cant_be_asked_stops_transfers_only_when_the_lease_is_ove
         clock[0] = 60
         journal.check_often()
         clock[0] = 100
-        with pytest.raises(UnavailableError, match="could not be renewed.*disk I/O error") as caught:
+        with pytest.raises(UnavailableError, match=r"could not be renewed.*disk I/O error") as caught:
             journal.check_often()
         assert caught.value.transient
         monkeypatch.undo()

@@ -17,8 +17,8 @@ from hpcrunner.config.load import load
 from hpcrunner.engine import outbox as outbox_module
 from hpcrunner.engine.install import Install
 from hpcrunner.engine.tick import settle, tick
-from hpcrunner.engine.transfers import Stopped, Transfer, Transfers
-from hpcrunner.errors import BusyError, StoreError
+from hpcrunner.engine.transfers import Stopped, Transfer, Transfers, Urgency
+from hpcrunner.errors import BusyError, StoreError, UnavailableError
 from hpcrunner.journal.store import Journal
 from hpcrunner.layout import StateDir
 from hpcrunner.model import Run, State
@@ -43,7 +43,7 @@ class Pool(Transfers):
         self.lock = threading.Lock()
         self.at_once = self.most = 0
 
-    def add(self, number: int, urgency: int = 0) -> None:
+    def add(self, number: int, urgency: Urgency = Urgency.STAGE) -> None:
         def work(transfer: Transfer) -> int:
             with self.lock:
                 self.began.append(number)
@@ -82,7 +82,8 @@ def until(true: Callable[[], object]) -> None:
 
 
 def test_so_many_at_once_and_the_most_urgent_next(pool: Pool) -> None:
-    for number, urgency in ((1, 3), (2, 3), (3, 3), (4, 1), (5, 2), (6, 1)):
+    stage, removal, checkpoint = Urgency.STAGE, Urgency.REMOVAL, Urgency.CHECKPOINT
+    for number, urgency in ((1, removal), (2, removal), (3, removal), (4, checkpoint), (5, stage), (6, checkpoint)):
         pool.add(number, urgency)
         until(lambda number=number: number > 2 or number in pool.began)
     assert pool.under_way == {1, 2, 3, 4, 5, 6}
@@ -108,7 +109,7 @@ def test_what_was_raised_is_kept(pool: Pool) -> None:
     def work(transfer: Transfer) -> None:
         raise ValueError("no")
 
-    pool.start(a_run(1), "work", 0, work, lambda result: None, lambda error: None)
+    pool.start(a_run(1), "work", Urgency.STAGE, work, lambda result: None, lambda error: None)
     [done] = pool.finish()
     assert isinstance(done.error, ValueError)
 
@@ -153,6 +154,36 @@ def test_the_end_stops_all() -> None:
         until(lambda: pool.began)
     assert not [thread for thread in threading.enumerate() if thread.name == "transfer"]
     assert pool.began == [1]
+
+
+def test_results_wait_for_no_download(pool: Pool) -> None:
+    for number in range(1, 17):
+        pool.add(number)
+    until(lambda: len(pool.began) == 2)
+    assert pool.room(Urgency.STAGE) <= 0 < pool.room(Urgency.TELL) == pool.room(Urgency.RETURN) == 16
+    for number, urgency in ((21, Urgency.TELL), (22, Urgency.TELL), (23, Urgency.RETURN), (24, Urgency.LOOK)):
+        pool.add(number, urgency)
+    until(lambda: len(pool.began) == 5)
+    assert set(pool.began[2:]) == {21, 23, 24}, "also where a user's server holds up what he is told"
+    pool.finish()
+
+
+def test_a_host_that_lets_no_thread_start_holds_up_nothing_for_ever(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fails)
+        for number, urgency in ((1, Urgency.STAGE), (2, Urgency.RETURN)):
+            pool.add(number, urgency)
+            [done] = pool.done()
+            assert isinstance(done.error, UnavailableError) and done.error.transient and "ulimit -u" in str(done.error)
+        assert not pool.under_way
+    pool.add(1)
+    until(lambda: pool.began == [1])
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    pool.add(2)  # by the thread that there is
+    assert {one.result for one in pool.finish()} == {1, 2}
 
 
 def test_the_display_shows_what_is_being_moved(pool: Pool) -> None:
@@ -248,6 +279,23 @@ def test_others_go_on_while_one_is_fetched(tmp_path: Path, monkeypatch: pytest.M
         gate.open.set()
         go_on(install, lambda: state(install, "slow") is State.DONE)
     assert lab.status()["slow"]["outcome"] == "succeeded"
+
+
+def test_a_result_comes_back_while_all_threads_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path, max_transfers=1), Gate(monkeypatch, "fetch", "slow")
+    lab.submit("e", WRITES)
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.RUNNING)
+        for number in range(10):
+            message = lab.message(f"slow{number}")
+            key = lab.put_tar({"a": "b"}, f"blobstore/slow{number}.tar")
+            message["experiment"]["artifacts"]["big"] = lab.artifact("big", key, mutable=False)
+            lab.enqueue(message)
+        go_on(install, lambda: any("slow" in location for location in gate.calls))
+        run = install.journal.find("e")[0]
+        (Path(run.run_dir) / "studioml/experiments/e/modeldir/go").touch()
+        go_on(install, lambda: state(install, "e") is State.DONE)
+        assert not gate.open.is_set()
 
 
 def test_who_is_cancelled_while_he_is_fetched_is_not_fetched_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

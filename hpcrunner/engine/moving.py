@@ -12,32 +12,34 @@ from hpcrunner.engine import checkpoint, ends, finish, prepare, record
 from hpcrunner.engine.actions import Action, Checkpoint, Halt, Return, Stage, Tell
 from hpcrunner.engine.install import Install, log
 from hpcrunner.engine.outbox import read_sent
-from hpcrunner.engine.transfers import Stopped, Transfer
+from hpcrunner.engine.transfers import Stopped, Transfer, Urgency
 from hpcrunner.errors import BusyError
 from hpcrunner.model import Run
 
-_URGENCY: dict[type[Action], int] = {Tell: 0, Return: 1, Checkpoint: 2, Stage: 3}
-"""Results before inputs: somebody waits for them, and they free a disk."""
-_REMOVAL = 4
+_URGENCY: dict[type[Action], Urgency] = {
+    Return: Urgency.RETURN, Tell: Urgency.TELL, Checkpoint: Urgency.CHECKPOINT, Stage: Urgency.STAGE}
 
 
 def start(install: Install, actions: list[Action]) -> int:
-    """Starts as many as there is room for, the most urgent first. Returns how many."""
-    chosen = sorted(actions, key=lambda action: _URGENCY[type(action)])[: max(0, install.transfers.room)]
-    for action in chosen:
+    """Starts as many as there is room for. Returns how many."""
+    begun = 0
+    for action in sorted(actions, key=lambda action: _URGENCY[type(action)]):
+        if install.transfers.room(_URGENCY[type(action)]) <= 0:
+            continue
+        begun += 1
         install.journal.check()
         try:
             _STARTS[type(action)](install, action)
         except Exception as error:
             ends.went_wrong(install, action.run, error)
-    return len(chosen)
+    return begun
 
 
 def clear(install: Install) -> None:
     """Starts the removal of the run directories that are not needed any more."""
     for run in install.journal.to_remove():
-        if run.id not in install.transfers.under_way and install.transfers.room > 0:
-            install.transfers.start(run, f"{run.key}: removing its files", _REMOVAL,
+        if run.id not in install.transfers.under_way and install.transfers.room(Urgency.REMOVAL) > 0:
+            install.transfers.start(run, f"{run.key}: removing its files", Urgency.REMOVAL,
                                     partial(_clear, install, install.run_dir(run).root),
                                     partial(_cleared, install, run), partial(ends.went_wrong, install, run))
 
@@ -55,6 +57,8 @@ def reap(install: Install) -> int:
             else:
                 transfer.failed(transfer.error)
         except Exception as error:
+            if transfer.run is None:
+                raise
             ends.went_wrong(install, install.journal.current(transfer.run), error)
     return len(done)
 
