@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 
 from hpcrunner.config.load import load
 from hpcrunner.engine import outbox as outbox_module
+from hpcrunner.engine import record
+from hpcrunner.engine.checkpoint import Due
 from hpcrunner.engine.install import Install
 from hpcrunner.engine.tick import settle, tick
 from hpcrunner.engine.transfers import Stopped, Transfer, Transfers, Urgency
@@ -419,6 +422,133 @@ def test_one_tick_returns_when_nothing_is_moving_any_more(tmp_path: Path) -> Non
     lab.tick()
     assert "received" not in {run["state"] for run in lab.status().values()}
     assert not list((lab.state / "runs").glob("*/transfer"))
+
+
+def test_a_tick_in_which_a_download_takes_long_looks_at_the_queue_all_the_same(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcrunner.engine.tick._AS_CRON", 0.3)
+    lab, gate = a_lab(tmp_path), Gate(monkeypatch, "fetch", "slow")
+    message = lab.message("slow")
+    message["experiment"]["artifacts"]["big"] = lab.artifact("big", lab.put_tar({"a": "b"}, "blobstore/slow.tar"), mutable=False)
+    lab.enqueue(message)
+    with install_of(lab) as install:
+        tick(install)
+        assert install.transfers.under_way
+        for key in ("one", "two"):
+            lab.submit(key)
+        seen: list[set[str]] = []
+
+        def show(active: int) -> None:
+            seen.append({run.key for run in install.journal.runs(State)})
+            if {"one", "two"} <= seen[-1]:
+                gate.open.set()
+
+        settle(install, 1, show)
+        assert {len(keys) for keys in seen} == {1, 2, 3}, "at most one message each time"
+        assert install.journal.find("slow")[0].state is not State.RECEIVED
+
+
+def test_a_tick_comes_to_its_end_whatever_checkpoints_are_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = a_lab(tmp_path, checkpoint_min="1s")
+    gate = Gate(monkeypatch, "put", "modeldir")
+    for key in ("one", "two"):
+        lab.submit(key, WRITES, config={"saveWorkspaceFrequency": "1s"})
+    with install_of(lab) as install:
+        go_on(install, lambda: len([1 for location in gate.calls if "modeldir" in location]) == 2)
+        gate.open.set()
+        monkeypatch.setattr("hpcrunner.engine.moving.checkpoint.due", lambda *_: Due((), 0.0))  # again at once
+        settle(install)
+        assert not install.transfers.under_way
+        assert {run.state for run in install.journal.runs()} == {State.RUNNING}
+
+
+# -- looking for what users stopped --
+
+
+class Silent:
+    """A server that takes connections and never answers."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.connections: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                self.connections.append(self._listener.accept()[0])
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+        for connection in self.connections:
+            connection.close()
+
+
+@pytest.fixture
+def silent() -> Iterator[Silent]:
+    with closing(Silent()) as server:
+        yield server
+
+
+def in_database(server: Silent) -> dict[str, Any]:
+    """For `config` of a message: its record lies there."""
+    keys = {"aws": {"access_key": "k", "secret_access_key": "s"}}
+    return {"database": {"type": "s3", "endpoint": server.url, "bucket": "meta", "credentials": keys}}
+
+
+def test_a_database_that_never_answers_holds_up_no_tick_and_nobody_elses_stop(
+        tmp_path: Path, silent: Silent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcrunner.engine.stops._PATIENCE", 1.0)
+    lab = a_lab(tmp_path)
+    with install_of(lab) as install:
+        lab.submit("e", WRITES)
+        go_on(install, lambda: state(install, "e") is State.RUNNING)
+        for number in range(6):
+            lab.submit(f"dead{number}", config=in_database(silent))
+        longest = 0.0
+
+        def is_stopped() -> bool:
+            nonlocal longest
+            install.journal.remember("stopped", "")  # look again
+            start = time.monotonic()
+            tick(install)
+            longest = max(longest, time.monotonic() - start)
+            return state(install, "e") is State.DONE
+
+        go_on(install, lambda: lab.record("e")["status"] == "running")
+        path = lab.store / "meta/experiments/e"
+        part = path.with_suffix(".new")
+        part.write_text(json.dumps({**lab.record("e"), "status": "stopped"}))
+        part.replace(path)
+        go_on(install, is_stopped)
+        assert silent.connections, "it was asked"
+        assert longest < 5
+    assert lab.status()["e"]["outcome"] == "cancelled"
+
+
+def test_one_record_that_cant_be_read_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = a_lab(tmp_path)
+    original = record.status
+
+    def status(install: Install, experiment: Any, *more: Any) -> str:
+        if experiment.key == "odd":
+            raise RecursionError("too deep")
+        return original(install, experiment, *more)
+
+    monkeypatch.setattr(record, "status", status)
+    with install_of(lab) as install:
+        lab.submit("odd", WRITES)
+        lab.submit("e", WRITES)
+        go_on(install, lambda: lab.record("e")["status"] == "running")
+        path = lab.store / "meta/experiments/e"
+        path.write_text(json.dumps({**lab.record("e"), "status": "stopped"}))
+        install.journal.remember("stopped", "")
+        go_on(install, lambda: state(install, "e") is State.DONE)
+        assert state(install, "odd") is State.RUNNING
 
 
 # -- checkpoints --
