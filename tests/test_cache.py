@@ -309,7 +309,7 @@ class Staged:
             install = Install(self.site, journal)
             run = journal.receive("queue", json.dumps(message).encode(), key=key)
             assert run
-            stage(install, install.experiment(run), install.run_dir(run),
+            stage(install, install.experiment(run), run, install.run_dir(run),
                   Transfer(run, "", lambda _: None, print, print, lambda: None))
             self.cached = 0 if install.cache is None else len(install.cache.entries())
             return install.run_dir(run).workspace

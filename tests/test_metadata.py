@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpcrunner.engine import scrape as scrape_module
 from hpcrunner.engine.scrape import base62, scrape
+from hpcrunner.errors import BusyError
 from hpcrunner.layout import RunDir
 from hpcrunner.metadata import document as document_module
 from hpcrunner.metadata.document import LARGEST, LONGEST_LINE, Document
@@ -297,6 +300,52 @@ def test_whatever_a_program_left_there_does_no_harm(tmp_path: Path, caplog: pyte
     for kept in ("[" * 9999, "{}", '{"name": "x", "offset": -5}', '{"name": "x", "value": 3}', "null"):
         run_dir.scraped_file.write_text(kept)
         scrape(experiment, run, run_dir, is_over=True)
+
+
+def test_at_the_end_all_lines_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last ones are those that count."""
+    experiment, run, run_dir = placed(tmp_path)
+    monkeypatch.setattr(scrape_module, "_SECONDS", 0.0)
+    run_dir.log(True).write_text("".join(f'{{"loss": {number}}}\n' for number in range(5)))
+    looks: list[int] = []
+    assert scrape(experiment, run, run_dir, is_over=False) == ()
+    assert document_of(run_dir)["loss"] == 0, "a checkpoint takes no longer than it may"
+    assert scrape(experiment, run, run_dir, is_over=True, check=lambda: looks.append(1)) == ()
+    assert document_of(run_dir)["loss"] == 4 and len(looks) == 4
+    # Not for ever; and somebody who has lost the lease stops.
+    monkeypatch.setattr(scrape_module, "_SECONDS_AT_THE_END", -1.0)
+    with run_dir.log(True).open("a") as file:
+        file.write('{"loss": 5}\n{"loss": 6}\n')
+    assert scrape(experiment, run, run_dir, is_over=True) == (
+        "_metadata: the last 12 bytes of the output were not looked at, it took too long",)
+
+    def lost() -> None:
+        raise BusyError("taken over")
+
+    with pytest.raises(BusyError):
+        scrape(experiment, run, run_dir, is_over=True, check=lost)
+
+
+def test_lines_that_can_not_be_used_are_told(tmp_path: Path) -> None:
+    experiment, run, run_dir = placed(tmp_path)
+    run_dir.log(True).write_text('{"a": 1}\n[{"op": "remove", "path": "/b"}]\n')
+    for _ in range(2):
+        [note] = scrape(experiment, run, run_dir, is_over=True)
+        assert note.startswith("_metadata: 1 lines of JSON could not be used")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    experiment, run, run_dir = placed(tmp_path)
+    folder = run_dir.experiment / "_metadata"
+    folder.mkdir()
+    for path in (run_dir.log(True), folder / "scrape-host-n_1-4C92.json", folder / ".scrape-host-n_1-4C92.json.part"):
+        os.mkfifo(path)
+    assert scrape(experiment, run, run_dir, is_over=True) == ()
+    assert document_of(run_dir)["studioml"]["host"] == "n/1"
+
+
+def document_of(run_dir: RunDir) -> Any:
+    return json.loads((run_dir.experiment / "_metadata" / "scrape-host-n_1-4C92.json").read_text())
 
 
 def test_it_comes_back_with_the_results(tmp_path: Path) -> None:

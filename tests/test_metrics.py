@@ -85,3 +85,23 @@ def test_nothing_is_written_where_nobody_wants_it(tmp_path: Path, how: str) -> N
     lab.enqueue(message)
     assert lab.run_all()["e"]["outcome"] == "succeeded"
     assert lab.result("e", "_metrics") == ({} if how == "absent" else {"./_metrics": b"old"})
+
+
+def test_measuring_takes_no_time_from_the_program(tmp_path: Path) -> None:
+    """nvidia-smi may take ten seconds; what ended in time has ended in time."""
+    lab = Lab(tmp_path, prologue="cat() { sleep 4; command cat \"$@\"; }")
+    lab.submit("e", "import time; time.sleep(0.5)", max_duration="3s")
+    done = lab.run_all()["e"]
+    assert done["outcome"] == "succeeded" and done["finished_at"] - done["started_at"] < 3
+    assert len(lines(lab, "e")) == 1, "and yet it is measured"
+
+
+def test_a_pipe_or_a_driver_that_hangs_holds_up_no_end(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    lab.submit("e", "import os; os.mkfifo('../_metrics')", config={"saveMetricsFrequency": "1s"})
+    lab.tick("--wait", timeout=60)
+    assert lab.status()["e"]["outcome"] == "succeeded"
+    hangs = Lab(tmp_path / "hangs", prologue="getconf() { while :; do sleep 1; done; }")
+    hangs.submit("e")
+    hangs.tick("--wait", timeout=60)
+    assert hangs.status()["e"]["outcome"] == "succeeded"

@@ -416,7 +416,7 @@ def test_the_record_comes_after_what_moves_the_run() -> None:
 
 
 def test_results_wait_for_the_store_as_long_as_the_site_says() -> None:
-    policy = replace(POLICY, upload_patience=100)
+    policy = replace(POLICY, store_patience=100)
     for ended_at, is_last in ((NOW - 99, False), (NOW - 100, True)):
         run = a_run(State.ENDING, ended_at=ended_at, tries=50)
         assert only(run, policy=policy) == Return(run, is_last_try=is_last)

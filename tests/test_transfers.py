@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import socket
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,14 @@ from hpcrunner.engine import outbox as outbox_module
 from hpcrunner.engine import record
 from hpcrunner.engine.checkpoint import Due
 from hpcrunner.engine.install import Install
+from hpcrunner.engine.outbox import Sent, read_sent
+from hpcrunner.engine.prepare import stage
 from hpcrunner.engine.tick import settle, tick
 from hpcrunner.engine.transfers import Stopped, Transfer, Transfers, Urgency
 from hpcrunner.errors import BusyError, StoreError, UnavailableError
 from hpcrunner.journal.store import Journal
-from hpcrunner.layout import StateDir
-from hpcrunner.model import Run, State
+from hpcrunner.layout import RunDir, StateDir
+from hpcrunner.model import Outcome, Run, State
 from hpcrunner.schedulers import direct
 from hpcrunner.stores.local import LocalStore
 from lab import Lab
@@ -376,7 +381,7 @@ def test_results_wait_for_the_store_and_are_neither_packed_nor_sent_twice(
 
 
 def test_when_patience_is_over_the_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab, gate = a_lab(tmp_path, upload_patience="1s"), Gate(monkeypatch, "put", "retval")
+    lab, gate = a_lab(tmp_path, store_patience="1s"), Gate(monkeypatch, "put", "retval")
     monkeypatch.setattr("hpcrunner.engine.ends.backoff", lambda tries: 0.3)
     gate.fails = StoreError("the store is away", transient=True)
     lab.submit("e", "open('../retval', 'w').write('1')")
@@ -632,3 +637,253 @@ def test_stopped_by_the_user_is_not_overwritten_by_a_checkpoint(tmp_path: Path) 
         install.journal.remember("stopped", "")  # its turn to be looked at
         go_on(install, lambda: state(install, "e") is State.DONE)
     assert lab.status()["e"]["outcome"] == "cancelled" and lab.record("e")["status"] == "stopped"
+
+
+def test_what_a_program_wrote_last_is_returned_also_where_no_time_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a mapping, to a page that was written to before: neither time of the file changes."""
+    lab = a_lab(tmp_path, checkpoint_min="1s")
+    monkeypatch.setattr("hpcrunner.artifacts.fingerprint._SETTLES", 0.2)
+    gate = Gate(monkeypatch, "put", "nowhere")
+    go = tmp_path / "go"
+    lab.submit("e", f"""
+import mmap, pathlib, time
+pathlib.Path("../tb").mkdir()
+pathlib.Path("../tb/same").write_text("same")
+with open("../modeldir/weights", "w+b") as file:
+    file.truncate(4096)
+    weights = mmap.mmap(file.fileno(), 4096)
+weights[:5] = b"older"
+while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.02)
+weights[:5] = b"final"
+""", config={"saveWorkspaceFrequency": "1s"})
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.RUNNING)
+        run = install.journal.find("e")[0]
+        sent = install.run_dir(run).sent_file
+        go_on(install, lambda: read_sent(sent).get("modeldir", Sent(0)).digest)
+        assert lab.result("e", "modeldir")["weights"].startswith(b"older")
+        go_on(install, lambda: read_sent(sent).get("tb", Sent(0)).tar)
+        go.touch()
+        go_on(install, lambda: state(install, "e") is State.DONE)
+    assert lab.result("e", "modeldir")["weights"].startswith(b"final")
+    assert sum("/tb." in location for location in gate.calls) == 1, "the store had it already"
+
+
+def test_results_wait_also_for_a_store_that_refuses_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is full, say, or a key was taken away: somebody mends that."""
+    lab, gate = a_lab(tmp_path), Gate(monkeypatch, "put", "retval")
+    monkeypatch.setattr("hpcrunner.engine.ends.backoff", lambda tries: 0.05)
+    gate.fails = StoreError("the quota is used up")
+    lab.submit("e", "open('../retval', 'w').write('1')")
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.ENDING and install.journal.find("e")[0].tries > 2)
+        gate.fails = None
+        gate.open.set()
+        go_on(install, lambda: state(install, "e") is State.DONE)
+        go_on(install, lambda: not install.journal.to_remove())
+    assert lab.result("e", "retval") == {"./retval": b"1"}
+
+
+def test_what_could_not_be_read_keeps_the_files_also_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path), Gate(monkeypatch, "put", "modeldir")
+    monkeypatch.setattr("hpcrunner.engine.ends.backoff", lambda tries: 0.05)
+    gate.fails = StoreError("the store is away", transient=True)
+    original = outbox_module.pack
+
+    def pack(source: Path, *arguments: Any, **options: Any) -> Any:
+        left_out = original(source, *arguments, **options)
+        return (*left_out, "'m' can't be read") if source.name == "modeldir" else left_out
+
+    monkeypatch.setattr(outbox_module, "pack", pack)
+    lab.submit("e", "open('../modeldir/m', 'w').write('2')")
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.ENDING and install.journal.find("e")[0].tries)
+    with install_of(lab) as install:
+        gate.fails = None
+        gate.open.set()
+        go_on(install, lambda: state(install, "e") is State.DONE)
+        run = install.journal.find("e")[0]
+        assert not install.journal.to_remove()
+    assert "not returned: modeldir: 'm' can't be read" in run.notes
+    assert (Path(run.run_dir) / "studioml/experiments/e/modeldir/m").read_text() == "2"
+
+
+def test_results_wait_for_a_mount_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path), Gate(monkeypatch, "put", "retval")
+    monkeypatch.setattr("hpcrunner.engine.ends.backoff", lambda tries: 0.05)
+    gate.fails = StoreError("the store is away", transient=True)
+    lab.submit("e", "open('../retval', 'w').write('1')")
+    runs, away = lab.state / "runs", lab.state / "away"
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.ENDING and install.journal.find("e")[0].tries)
+    runs.rename(away)
+    runs.mkdir()
+    gate.fails = None
+    gate.open.set()
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.DONE or "not be mounted" in install.journal.find("e")[0].waiting)
+        assert not any(runs.iterdir()), "nothing is written below an empty mount point"
+        runs.rmdir()
+        away.rename(runs)
+        go_on(install, lambda: state(install, "e") is State.DONE)
+    assert lab.result("e", "retval") == {"./retval": b"1"}
+
+
+def test_a_mount_that_goes_while_results_are_packed_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = a_lab(tmp_path)
+    monkeypatch.setattr("hpcrunner.engine.ends.backoff", lambda tries: 0.05)
+    lab.submit("e", "open('../modeldir/m', 'w').write('2'); open('../retval', 'w').write('1')")
+    runs, away = lab.state / "runs", lab.state / "away"
+    original = outbox_module.Outbox.artifacts
+
+    def artifacts(outbox: Any) -> Any:
+        runs.rename(away)
+        yield from original(outbox)
+
+    monkeypatch.setattr(outbox_module.Outbox, "artifacts", artifacts)
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.DONE or (
+            state(install, "e") is State.ENDING and install.journal.find("e")[0].tries))
+        monkeypatch.setattr(outbox_module.Outbox, "artifacts", original)
+        away.rename(runs)
+        go_on(install, lambda: state(install, "e") is State.DONE)
+    assert lab.result("e", "retval") == {"./retval": b"1"}
+
+
+def test_whatever_goes_wrong_a_run_ends_when_patience_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = a_lab(tmp_path, store_patience="0s")
+    lab.submit("e", "open('../retval', 'w').write('1')")
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(outbox_module.Outbox, "finish", broken)
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.DONE)
+        run = install.journal.find("e")[0]
+    assert "not returned: a mistake" in run.notes and Path(run.run_dir).is_dir()
+    assert lab.record("e")["status"] == "finished"
+
+
+def test_a_record_that_can_not_be_written_keeps_no_files(tmp_path: Path) -> None:
+    lab = a_lab(tmp_path)
+    lab.submit("e")
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is not None)
+        # So deep that no parser follows.
+        (lab.store / "meta/experiments/e").write_text('{"a":' * 100_000)
+        go_on(install, lambda: state(install, "e") is State.DONE)
+        go_on(install, lambda: not install.journal.to_remove())
+        run = install.journal.find("e")[0]
+        assert any("record could not be written" in note for note in run.notes) and run.outcome is Outcome.SUCCEEDED
+    assert not any((lab.state / "runs").iterdir())
+
+
+def test_a_spoilt_record_stops_no_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = a_lab(tmp_path)
+    lab.submit("e", "import time; time.sleep(1)")
+
+    def broken(*_: Any) -> Any:
+        raise AttributeError("what nobody thought of")
+
+    monkeypatch.setattr("hpcrunner.engine.record.status", broken)
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.DONE)
+
+
+def test_the_record_has_the_times_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of whatever was noted last."""
+    lab, gate = a_lab(tmp_path), Gate(monkeypatch, "put", "retval")
+    monkeypatch.setattr("hpcrunner.engine.ends.backoff", lambda tries: 0.5)
+    go = tmp_path / "go"
+    lab.submit("e", f"import os, time\nopen('../retval', 'w')\nwhile not os.path.exists({str(go)!r}): time.sleep(0.02)")
+    with install_of(lab) as install:
+        go_on(install, lambda: lab.record("e")["status"] == "running")
+        run = install.journal.find("e")[0]
+        started = install.run_dir(run).status / "started"
+        until(started.exists)
+        install.journal.note(run, "something", told="waiting")
+        go_on(install, lambda: lab.record("e")["time_started"] == float(started.read_text()))
+        go.touch()
+        gate.fails = StoreError("the store is away", transient=True)
+        go_on(install, lambda: install.journal.find("e")[0].tries)
+        install.journal.note(install.journal.find("e")[0], finished_at=None)  # as of a job that could not say it
+        gate.fails = None
+        gate.open.set()
+        go_on(install, lambda: state(install, "e") is State.DONE)
+        assert lab.record("e")["time_finished"] == install.journal.find("e")[0].ended_at
+
+
+def test_a_run_directory_that_can_not_be_removed_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = a_lab(tmp_path)
+    lab.submit("e")
+    tried: list[Path] = []
+
+    original = shutil.rmtree
+
+    def rmtree(folder: Path, **options: Any) -> None:
+        if folder.parent != lab.state / "runs":
+            return original(folder, **options)
+        tried.append(folder)
+        raise OSError(errno.EBUSY, "Device or resource busy", str(folder))
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    with install_of(lab) as install:
+        go_on(install, lambda: tried)
+        settle(install)
+        tick(install)
+        settle(install)
+        [run] = install.journal.to_remove()
+        assert Path(run.run_dir).is_dir() and len(tried) == 1, "not again and again"
+        monkeypatch.undo()
+        install.journal.note(run, not_before=0.0)
+        go_on(install, lambda: not install.journal.to_remove())
+    assert not any((lab.state / "runs").iterdir())
+
+
+# -- before the job --
+
+
+def test_inputs_are_waited_for_while_their_store_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path, cache_size="0"), Gate(monkeypatch, "fetch", "blobstore")
+    monkeypatch.setattr("hpcrunner.engine.ends.backoff", lambda tries: 0.05)
+    gate.fails = StoreError("the store is away", transient=True)
+    lab.submit("e")
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.DONE or len(gate.calls) > 8)
+        assert "the store is away" in install.journal.events(install.journal.find("e")[0])[-1][2]
+        gate.fails = None
+        gate.open.set()
+        go_on(install, lambda: state(install, "e") is State.DONE)
+    assert lab.status()["e"]["outcome"] == "succeeded"
+
+
+def test_they_are_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path, cache_size="0", store_patience="10m"), Gate(monkeypatch, "fetch", "blobstore")
+    monkeypatch.setattr("hpcrunner.engine.ends.backoff", lambda tries: 0.01)
+    gate.fails = StoreError("the store is away", transient=True)
+    lab.submit("e")
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.DONE)
+        assert install.journal.find("e")[0].outcome is Outcome.LOST
+    assert len(gate.calls) == 7, "2 s, 10 s, 30 s, 2 min, 5 min, 5 min"
+
+
+def test_a_retry_goes_on_from_checkpoints_but_has_no_results_yet(tmp_path: Path) -> None:
+    lab = a_lab(tmp_path)
+    for key, config in (("saved", {"saveWorkspaceFrequency": "1h"}), ("plain", {})):
+        lab.submit(key, config=config)
+        for tag in ("retval", "output", "_metrics", "_metadata", "modeldir"):
+            lab.put_tar({f"./{tag}" if tag == "retval" else "x": "before"}, f"experiments/{key}/{tag}.tar")
+    with install_of(lab) as install:
+        go_on(install, lambda: len(install.journal.runs(State)) == 2)
+        for run in install.journal.runs(State):
+            for generation in (1, 2):
+                now = replace(run, generation=generation)
+                run_dir = RunDir(tmp_path / f"{run.key}{generation}", run.key)
+                transfer = Transfer(now, "", lambda _: None, lambda _: None, lambda _: None, lambda: None)
+                stage(install, install.experiment(now), now, run_dir, transfer)
+                assert (run_dir.experiment / "modeldir/x").read_text() == "before"
+                is_new = run.key == "saved" and generation == 2
+                assert [(run_dir.experiment / tag).exists() for tag in ("retval", "_metrics", "_metadata", "output/x")] == (
+                    [not is_new] * 4)

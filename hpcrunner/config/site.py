@@ -180,9 +180,10 @@ class Site:
         "30s", kinds.duration(1),
         doc="Checkpoints of one experiment are at least so far apart, however often it wants them "
             "(`saveWorkspaceFrequency`, `saveFrequency` of an artifact).")
-    upload_patience: float = option(
-        "7d", kinds.duration(), doc="How long results are tried to be returned to a store that can't be reached. After "
-        "that they stay in the run directory.")
+    store_patience: float = option(
+        "7d", kinds.duration(),
+        doc="How long experiments wait for a store that does not answer, to get their inputs, and results for one that "
+            "does not take them. After that the experiments count as lost, and results stay in the run directory.")
     keep: str = option(
         "none", kinds.choice("none", "failed", "all"),
         doc="Which run directories stay when their results are returned. Logs always stay.")

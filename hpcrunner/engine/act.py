@@ -63,7 +63,7 @@ def policy(install: Install) -> Policy:
     return Policy(max_duration=site.max_duration, default_duration=site.default_duration, retries=site.retries,
                   queue_gone_grace=site.queue_gone_grace, settles=install.scheduler.settles,
                   exit_grace=install.scheduler.exit_grace, kill_grace=site.kill_grace, max_jobs=site.max_jobs,
-                  max_builds=site.max_builds, upload_patience=site.upload_patience)
+                  max_builds=site.max_builds, store_patience=site.store_patience)
 
 
 def _do(install: Install, actions: list[Action]) -> int:

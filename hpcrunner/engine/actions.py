@@ -45,8 +45,8 @@ class Policy:
     kill_grace: float = 30.0
     max_jobs: int | None = None
     max_builds: int = 1
-    upload_patience: float = 7 * 86400.0
-    """How long results wait for a store that doesn't take them."""
+    store_patience: float = 7 * 86400.0
+    """How long results wait for a store that does not take them."""
 
 
 @dataclass(frozen=True)

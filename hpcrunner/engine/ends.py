@@ -8,7 +8,7 @@ import time
 
 from hpcrunner.engine.actions import End
 from hpcrunner.engine.install import Install, log
-from hpcrunner.engine.plan import backoff
+from hpcrunner.engine.plan import backoff, waited
 from hpcrunner.errors import BusyError, HpcrunnerError, MessageError, StoreError, UnavailableError
 from hpcrunner.model import Outcome, Run, State
 from hpcrunner.schedulers.base import SubmitDeferred, SubmitRefused
@@ -17,6 +17,8 @@ _WEATHER = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE}
 """What is wrong with a whole file system of ours, and not with one run: it is waited for, however long it takes."""
 _TRIES = 5
 """So often a step that may succeed later is tried before the run counts as lost."""
+NOT_ITS_TROUBLE = (BusyError, sqlite3.Error)
+"""Raised by what a run does, but nothing of the run: the journal can't be written, or is somebody else's now."""
 
 
 def end(install: Install, action: End) -> None:
@@ -37,8 +39,8 @@ def end(install: Install, action: End) -> None:
 
 def went_wrong(install: Install, run: Run, error: Exception) -> None:
     """Turns what a step raised into a later try or an end. Raises it again if it is not the run's trouble."""
-    if isinstance(error, (BusyError, sqlite3.Error)):
-        raise error  # Not this run's trouble: the journal can't be written, or is somebody else's now.
+    if isinstance(error, NOT_ITS_TROUBLE):
+        raise error
     if not isinstance(error, (HpcrunnerError, OSError)):
         log.error("%s: the step after %s failed", run.key, run.state.value, exc_info=error)
     _failed(install, run, error, isinstance(error, OSError) or getattr(error, "transient", False))
@@ -50,7 +52,8 @@ def _failed(install: Install, run: Run, error: Exception, transient: bool) -> No
     reason = str(error) or type(error).__name__
     # Results are never given up: they stay here until the store takes them.
     is_weather = isinstance(error, SubmitDeferred) or getattr(error, "errno", 0) in _WEATHER or (
-        transient and isinstance(error, UnavailableError))
+        transient and isinstance(error, UnavailableError)) or (
+        transient and isinstance(error, StoreError) and waited(tries) < install.site.store_patience)
     if run.state is State.ENDING or is_weather or (transient and tries <= _TRIES):
         wait = backoff(tries)
         log.warning("%s: %s; tried again in %.0f s", run.key, reason, wait)

@@ -12,12 +12,15 @@ from hpcrunner.engine import checkpoint, ends, finish, prepare, record
 from hpcrunner.engine.actions import Action, Checkpoint, Halt, Return, Stage, Tell
 from hpcrunner.engine.install import Install, log
 from hpcrunner.engine.outbox import read_sent
+from hpcrunner.engine.scrape import started_at
 from hpcrunner.engine.transfers import Stopped, Transfer, Urgency
 from hpcrunner.errors import BusyError
 from hpcrunner.model import Run
 
 _URGENCY: dict[type[Action], Urgency] = {
     Return: Urgency.RETURN, Tell: Urgency.TELL, Checkpoint: Urgency.CHECKPOINT, Stage: Urgency.STAGE}
+_REMOVED_AGAIN = 3600.0
+"""Seconds after which a run directory that could not be removed, or not all of it, is tried again."""
 
 
 def start(install: Install, actions: list[Action]) -> int:
@@ -37,8 +40,11 @@ def start(install: Install, actions: list[Action]) -> int:
 
 def clear(install: Install) -> None:
     """Starts the removal of the run directories that are not needed any more."""
+    now = time.time()
     for run in install.journal.to_remove():
-        if run.id not in install.transfers.under_way and install.transfers.room(Urgency.REMOVAL) > 0:
+        is_put_off = now < run.not_before <= now + _REMOVED_AGAIN
+        if (not is_put_off and run.id not in install.transfers.under_way
+                and install.transfers.room(Urgency.REMOVAL) > 0):
             install.transfers.start(run, f"{run.key}: removing its files", Urgency.REMOVAL,
                                     partial(_clear, install, install.run_dir(run).root),
                                     partial(_cleared, install, run), partial(ends.went_wrong, install, run))
@@ -69,7 +75,7 @@ def halt(install: Install, action: Halt) -> None:
 
 def _stage(install: Install, action: Stage) -> None:
     run, experiment, run_dir = action.run, install.experiment(action.run), install.run_dir(action.run)
-    _start(install, action, "staging", lambda transfer: prepare.stage(install, experiment, run_dir, transfer),
+    _start(install, action, "staging", lambda transfer: prepare.stage(install, experiment, run, run_dir, transfer),
            lambda notes: prepare.staged(install, install.journal.current(run), notes),
            partial(ends.went_wrong, install, run))
 
@@ -77,25 +83,24 @@ def _stage(install: Install, action: Stage) -> None:
 def _return(install: Install, action: Return) -> None:
     run = action.run
     run_dir, experiment = install.run_dir(run), install.experiment(run)
-    if not run.run_dir:
-        run = install.journal.note(run, run_dir=str(run_dir.root))
     _start(install, action, "returning", lambda transfer: finish.finish(
         install, experiment, run, run_dir, transfer, install.journal.check_from_thread,
         is_last_try=action.is_last_try), partial(_returned, install, run), partial(ends.went_wrong, install, run))
 
 
-def _returned(install: Install, run: Run, problems: tuple[str, ...]) -> None:
-    finish.finished(install, install.journal.current(run), problems)
+def _returned(install: Install, run: Run, returned: finish.Returned) -> None:
+    finish.finished(install, install.journal.current(run), returned)
     clear(install)
 
 
-def _clear(install: Install, root: Path, transfer: Transfer) -> None:
+def _clear(install: Install, root: Path, transfer: Transfer) -> bool:
     install.journal.check_from_thread()
-    finish.remove(root)
+    return finish.remove(root)
 
 
-def _cleared(install: Install, run: Run, _: None) -> None:
-    install.journal.note(install.journal.current(run), removing=False, run_dir="")
+def _cleared(install: Install, run: Run, is_gone: bool) -> None:
+    changes = {"removing": False, "run_dir": ""} if is_gone else {"not_before": time.time() + _REMOVED_AGAIN}
+    install.journal.note(install.journal.current(run), **changes)
 
 
 def _checkpoint(install: Install, action: Checkpoint) -> None:
@@ -116,12 +121,12 @@ def _checkpoint(install: Install, action: Checkpoint) -> None:
 
 
 def _tell(install: Install, action: Tell) -> None:
-    run, experiment = action.run, install.experiment(action.run)
+    run, experiment, run_dir = action.run, install.experiment(action.run), install.run_dir(action.run)
     changes: dict[str, object] = {"status": action.status, "job_id": run.job_id, "host": run.host}
-    if action.status == "running":
-        changes["time_started"] = run.updated_at
 
     def work(transfer: Transfer) -> None:
+        if action.status == "running":
+            changes["time_started"] = started_at(run, run_dir) or time.time()
         install.journal.check_from_thread()
         record.update(install, experiment, changes)
 

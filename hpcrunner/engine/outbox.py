@@ -2,17 +2,22 @@
 
 What was sent is noted in a file of the run directory, and a packed tar stays there until the store has confirmed it:
 after a crash, or a failure of the store, nothing is packed or sent twice. Runs in a thread, knows no journal.
+
+Whether a checkpoint is worth sending is told by names, sizes and times alone. That is not enough for results: what a
+program writes through a mapping shows no new time until it is flushed, and network file systems show times late. So at
+the end everything is packed, and only a tar that the store has already, byte by byte, is not sent.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from hpcrunner.artifacts.digest import digest_of
 from hpcrunner.artifacts.fingerprint import fingerprint
 from hpcrunner.artifacts.pack import compression_for, pack
 from hpcrunner.artifacts.style import TarStyle
@@ -36,9 +41,13 @@ class Sent:
     """When it was last looked at, Unix seconds."""
     digest: str = ""
     """Of the files as they were then (`artifacts.fingerprint`); empty if they may have changed unseen."""
+    tar: str = ""
+    """SHA-256 of the tar that the store has; empty if that isn't certain."""
     is_final: bool = False
     is_packed: bool = False
     """The tar that lies there is the final one, which the store has not confirmed yet."""
+    left_out: tuple[str, ...] = ()
+    """What the final tar lacks, and why."""
 
 
 class Outbox:
@@ -50,16 +59,18 @@ class Outbox:
         self._transfer, self._confirm = transfer, confirm
         self.sent = read_sent(run_dir.sent_file)
         run_dir.transfer.mkdir(mode=0o700, exist_ok=True)
-        try:
+        self._style = TarStyle.NEW
+        with suppress(ValueError, FileNotFoundError):  # It was never staged; or the program has written there.
             self._style = TarStyle(run_dir.style_file.read_text())
-        except (OSError, ValueError):
-            self._style = TarStyle.NEW
 
     def artifacts(self) -> Iterator[tuple[Artifact, Path]]:
-        """The mutable artifacts that exist."""
+        """The mutable artifacts that exist. Raises OSError if that can't be told."""
         for artifact in self._experiment.artifacts.values():
             source = self._run_dir.experiment / artifact.tag
-            if artifact.mutable and os.path.lexists(source):
+            if not artifact.mutable:
+                continue
+            with suppress(FileNotFoundError, NotADirectoryError):
+                source.lstat()
                 yield artifact, source
 
     def save(self, tags: Iterable[str]) -> bool:
@@ -69,56 +80,69 @@ class Outbox:
             if artifact.tag not in wanted or artifact.location is None:
                 continue
             before, at = fingerprint(source), time.time()
-            known = self.sent.get(artifact.tag)
-            if known is None or known.digest != before.digest:
+            known = self.sent.get(artifact.tag, Sent(0.0))
+            tar = known.tar
+            if known.digest != before.digest:
                 packed = self._packed(artifact.tag)
                 for _ in range(_PACKS):
                     before, at = fingerprint(source), time.time()
                     self._pack(artifact, source, packed)
                     if fingerprint(source).digest == before.digest:
                         break
+                tar = digest_of(packed)
+                # Once it is being sent, nobody knows which one the store has.
+                self._note(artifact.tag, Sent(known.at))
                 self._put(artifact, packed)
                 changed = True
-            self._remember(artifact.tag, Sent(at, before.digest if before.is_settled(at) else ""))
+            self._remember(artifact.tag, Sent(at, before.digest if before.is_settled(at) else "", tar))
         return changed
 
     def finish(self, *, is_last_try: bool) -> list[str]:
-        """All that have not been sent as they are now; nothing writes to them any more.
+        """All of them as they are now; nothing writes to them any more.
 
-        Returns what can't be sent for good. Raises StoreError (transient) or OSError for what may be sent
-        later, once all others are sent; with `is_last_try` that is not sent for good either.
+        Returns what can't be sent for good, and what of it could not be read. Raises StoreError or OSError for what may
+        be sent later, once all others are sent; with `is_last_try` that is not sent for good either. No refusal of a
+        store counts as its last word before: quotas are raised, keys and buckets mended.
         """
         problems: list[str] = []
         later: StoreError | OSError | None = None
         for artifact, source in self.artifacts():
+            tag = artifact.tag
             if artifact.location is None:
-                problems.append(f"{artifact.tag}: the message says nowhere where to put it")
+                problems.append(f"{tag}: the message says nowhere where to put it")
                 continue
-            known = self.sent.get(artifact.tag)
-            if known and (known.is_final or (known.digest and known.digest == fingerprint(source).digest)):
-                continue
-            packed = self._packed(artifact.tag)
             try:
-                if not (known and known.is_packed and packed.exists()):
-                    self._pack(artifact, source, packed)
-                    self._note(artifact.tag, Sent(time.time(), is_packed=True))
-                self._put(artifact, packed)
-                self._remember(artifact.tag, Sent(time.time(), is_final=True))
+                if not (known := self.sent.get(tag, Sent(0.0))).is_final:
+                    self._finish(artifact, source, known)
             except (StoreError, OSError) as error:
-                if not is_last_try and (isinstance(error, OSError) or error.transient):
-                    later = later or error
-                else:
-                    problems.append(f"{artifact.tag}: {error}")
-        if later is not None:
+                if is_last_try:
+                    problems.append(f"{tag}: {error}")
+                later = later or error
+            problems += [f"{tag}: {text}" for text in (self.sent[tag].left_out if tag in self.sent else ())]
+        if later is not None and not is_last_try:
             raise later
         return problems
 
-    def _pack(self, artifact: Artifact, source: Path, packed: Path) -> None:
+    def _finish(self, artifact: Artifact, source: Path, known: Sent) -> None:
+        packed = self._packed(artifact.tag)
+        if not (known.is_packed and packed.exists()):
+            left_out = self._pack(artifact, source, packed)
+            known = Sent(time.time(), tar=known.tar, is_packed=True, left_out=left_out)
+            self._note(artifact.tag, known)
+        if not known.tar or digest_of(packed) != known.tar:
+            self._note(artifact.tag, replace(known, tar=""))
+            self._put(artifact, packed)
+        self._remember(artifact.tag, replace(known, is_final=True, is_packed=False))
+
+    def _pack(self, artifact: Artifact, source: Path, packed: Path) -> tuple[str, ...]:
+        """Returns what had to be left out."""
         self._transfer.begin(f"{self._experiment.key}: packing {artifact.tag}")
         part = packed.with_name(f".{packed.name}.pack")
-        for warning in pack(source, part, self._style, compression_for(artifact.key or artifact.location or "")):
-            log.warning("%s: %s: %s", self._experiment.key, artifact.tag, warning)
+        left_out = pack(source, part, self._style, compression_for(artifact.key or artifact.location or ""))
+        for text in left_out:
+            log.warning("%s: %s: %s", self._experiment.key, artifact.tag, text)
         part.replace(packed)
+        return tuple(left_out)
 
     def _put(self, artifact: Artifact, packed: Path) -> None:
         assert artifact.location is not None
@@ -144,7 +168,8 @@ class Outbox:
 def read_sent(path: Path) -> dict[str, Sent]:
     """By tag; empty if nothing is known."""
     try:
-        return {str(tag): Sent(float(one["at"]), str(one["digest"]), one["is_final"] is True, one["is_packed"] is True)
+        return {str(tag): Sent(float(one["at"]), str(one["digest"]), str(one["tar"]), one["is_final"] is True,
+                               one["is_packed"] is True, tuple(map(str, one["left_out"])))
                 for tag, one in json.loads(path.read_text()).items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}

@@ -110,7 +110,7 @@ def _beside_moving(action: Action | None) -> Action | None:
 
 def _next(run: Run, seen: Observations, policy: Policy, now: float, room: _Room, turn: bool) -> Action | None:
     if run.state is State.ENDING:
-        return Return(run, is_last_try=now >= run.ended_at + policy.upload_patience)
+        return Return(run, is_last_try=now >= run.ended_at + policy.store_patience)
     if run.state in WITH_SCHEDULER:
         return _with_scheduler(run, seen, policy, now)
     if reason := _cancelled(run, seen, policy, now):
@@ -219,6 +219,12 @@ def _too_late(run: Run, job: JobStatus, now: float) -> str:
 def backoff(tries: int) -> float:
     """Seconds to wait after so many failed tries."""
     return _BACKOFF[min(tries, len(_BACKOFF)) - 1]
+
+
+def waited(tries: int) -> float:
+    """Seconds that a step has waited in all when it has failed so often. While nobody works on an install no time goes
+    by: what it waits for was not looked for."""
+    return sum(_BACKOFF[:tries - 1]) + max(0, tries - 1 - len(_BACKOFF)) * _BACKOFF[-1]
 
 
 class _Room:

@@ -9,7 +9,7 @@ import shutil
 import time
 
 from hpcrunner.artifacts.style import TarStyle
-from hpcrunner.engine import imageuse
+from hpcrunner.engine import checkpoint, imageuse
 from hpcrunner.engine.fetch import bring
 from hpcrunner.engine.install import Install, log
 from hpcrunner.engine.transfers import Transfer
@@ -22,9 +22,12 @@ from hpcrunner.wire.requirements import needs_studioml
 
 IMAGE_TAG = "_singularity"
 _LARGEST_SOURCE = 4 * 2**20
+_OF_ONE_RUN = {"retval", "output", "_metrics", "_metadata"}
+"""Artifacts that say what a run did. What checkpoints of a lost job left of them is not what the next one has done; of
+all others they are where it may go on."""
 
 
-def stage(install: Install, experiment: Experiment, run_dir: RunDir, transfer: Transfer) -> tuple[str, ...]:
+def stage(install: Install, experiment: Experiment, run: Run, run_dir: RunDir, transfer: Transfer) -> tuple[str, ...]:
     """Fetches every artifact whose object exists, into a new run directory. Returns notes for the user.
 
     What a crash left of an earlier try is removed first, but for half downloads: nothing has run in it. Raises
@@ -36,10 +39,13 @@ def stage(install: Install, experiment: Experiment, run_dir: RunDir, transfer: T
     for folder in (run_dir.transfer, run_dir.status, run_dir.home, run_dir.experiment):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     style: TarStyle | None = None
+    has_checkpoints = checkpoint.first(experiment, install.site.checkpoint_min, 0.0) is not None
     left = experiment.resources.hdd or install.site.artifact_limit
     # The workspace first: its tar shows in which style this client packs.
     for tag in sorted(experiment.artifacts, key=lambda tag: (tag != "workspace", tag)):
         artifact = experiment.artifacts[tag]
+        if run.generation > 1 and has_checkpoints and artifact.mutable and artifact.tag in _OF_ONE_RUN:
+            continue
         target = run_dir.given_image if artifact.tag == IMAGE_TAG else run_dir.experiment / artifact.tag
         transfer.begin(f"{experiment.key}: fetching {tag}")
         brought = bring(install, experiment, artifact, target, run_dir.transfer, style, left, transfer)

@@ -66,7 +66,7 @@ def _place(install: Install, experiment: Experiment) -> tuple[Store, str] | None
 def _parse(content: Content, location: str) -> dict[str, Any]:
     try:
         record = json.loads(content.data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{location}: the client's record is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise StoreError(f"{location}: the client's record is not a JSON object")

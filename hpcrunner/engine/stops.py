@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from hpcrunner.engine import record
+from hpcrunner.engine.ends import NOT_ITS_TROUBLE
 from hpcrunner.engine.install import Install, log
 from hpcrunner.engine.plan import backoff
 from hpcrunner.engine.transfers import NO_RUN, Stopped, Transfer, Urgency
-from hpcrunner.errors import BusyError
 from hpcrunner.model import ACTIVE, Run, State
 from hpcrunner.wire.experiment import Experiment
 
@@ -62,7 +62,7 @@ class Stops:
                 if record.status(install, experiment) == "stopped":
                     found.add(run.id)
                 self._away.pop(endpoint, None)
-            except (BusyError, Stopped):
+            except (*NOT_ITS_TROUBLE, Stopped):
                 raise
             except Exception as error:
                 # Not said louder: where it matters, as when results are returned, it is.
@@ -73,6 +73,6 @@ class Stops:
 
 
 def _failed(error: Exception) -> None:
-    if isinstance(error, BusyError):
+    if isinstance(error, NOT_ITS_TROUBLE):
         raise error
     log.warning("%s", error)

@@ -125,10 +125,12 @@ measure() {
             printf "%.0f CPU: %.1f mem: %.0f", all, share < 0 ? 0 : share, memory
         }')
     cards=0
-    cards=$(timeout 10 nvidia-smi ${cards:+-i "$cards"} --query-gpu=index,utilization.gpu,memory.used \
+    cards=$(timeout -k 1 10 nvidia-smi ${cards:+-i "$cards"} --query-gpu=index,utilization.gpu,memory.used \
         --format=csv,noheader,nounits 2>/dev/null |
         awk -F', *' 'NF == 3 { printf "%sgpu %d util: %d %%, mem %.0f", gap, $1, $2, $3 * 1048576; gap = " " }')
-    [[ ! -L /srv/hpcrunner/runs/exp_container_1-0.1/studioml/experiments/exp_container_1/_metrics ]] && printf 'time: %s %s %s \n' "$at" "${used#* }" "$cards" 2>/dev/null >>/srv/hpcrunner/runs/exp_container_1-0.1/studioml/experiments/exp_container_1/_metrics
+    # The program may have put a link there, or a pipe, which would be waited for.
+    [[ ! -L /srv/hpcrunner/runs/exp_container_1-0.1/studioml/experiments/exp_container_1/_metrics && (! -e /srv/hpcrunner/runs/exp_container_1-0.1/studioml/experiments/exp_container_1/_metrics || -f /srv/hpcrunner/runs/exp_container_1-0.1/studioml/experiments/exp_container_1/_metrics) ]] &&
+        printf 'time: %s %s %s \n' "$at" "${used#* }" "$cards" 2>/dev/null >>/srv/hpcrunner/runs/exp_container_1-0.1/studioml/experiments/exp_container_1/_metrics
     measured_ticks=${used%% *} measured_at=$at
 }
 
@@ -177,8 +179,9 @@ while :; do
     kill -0 "$child" 2>/dev/null || break
     sleep 0.2
 done
-measure
 # What comes now, a limit or a signal, is no longer about the program.
 ended=$(now)
 record "$code"
+# Beside this script: whatever it may hang at, a driver or a file system, this job ends.
+read -r -t 15 _ < <(measure; echo) || kill -KILL $! 2>/dev/null
 finish "$code"

@@ -124,7 +124,9 @@ measure() {
             share = at > since ? 100 * (all - before) / hertz / (at - since) / cores : 0
             printf "%.0f CPU: %.1f mem: %.0f", all, share < 0 ? 0 : share, memory
         }')
-    [[ ! -L /srv/hpcrunner/runs/exp_container_only-0.1/studioml/experiments/exp_container_only/_metrics ]] && printf 'time: %s %s %s \n' "$at" "${used#* }" "$cards" 2>/dev/null >>/srv/hpcrunner/runs/exp_container_only-0.1/studioml/experiments/exp_container_only/_metrics
+    # The program may have put a link there, or a pipe, which would be waited for.
+    [[ ! -L /srv/hpcrunner/runs/exp_container_only-0.1/studioml/experiments/exp_container_only/_metrics && (! -e /srv/hpcrunner/runs/exp_container_only-0.1/studioml/experiments/exp_container_only/_metrics || -f /srv/hpcrunner/runs/exp_container_only-0.1/studioml/experiments/exp_container_only/_metrics) ]] &&
+        printf 'time: %s %s %s \n' "$at" "${used#* }" "$cards" 2>/dev/null >>/srv/hpcrunner/runs/exp_container_only-0.1/studioml/experiments/exp_container_only/_metrics
     measured_ticks=${used%% *} measured_at=$at
 }
 
@@ -168,8 +170,9 @@ while :; do
     kill -0 "$child" 2>/dev/null || break
     sleep 0.2
 done
-measure
 # What comes now, a limit or a signal, is no longer about the program.
 ended=$(now)
 record "$code"
+# Beside this script: whatever it may hang at, a driver or a file system, this job ends.
+read -r -t 15 _ < <(measure; echo) || kill -KILL $! 2>/dev/null
 finish "$code"
