@@ -508,7 +508,7 @@ def in_database(server: Silent) -> dict[str, Any]:
 def test_a_database_that_never_answers_holds_up_no_tick_and_nobody_elses_stop(
         tmp_path: Path, silent: Silent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpcrunner.engine.stops._PATIENCE", 1.0)
-    lab = a_lab(tmp_path)
+    lab = a_lab(tmp_path, max_jobs=1)
     with install_of(lab) as install:
         lab.submit("e", WRITES)
         go_on(install, lambda: state(install, "e") is State.RUNNING)

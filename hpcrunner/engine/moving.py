@@ -14,7 +14,6 @@ from hpcrunner.engine.install import Install, log
 from hpcrunner.engine.outbox import read_sent
 from hpcrunner.engine.scrape import started_at
 from hpcrunner.engine.transfers import Stopped, Transfer, Urgency
-from hpcrunner.errors import BusyError
 from hpcrunner.model import Run
 
 _URGENCY: dict[type[Action], Urgency] = {
@@ -128,7 +127,7 @@ def _tell(install: Install, action: Tell) -> None:
         if action.status == "running":
             changes["time_started"] = started_at(run, run_dir) or time.time()
         install.journal.check_from_thread()
-        record.update(install, experiment, changes)
+        record.update(install, experiment, changes, transfer)
 
     def told(_: object) -> None:
         install.journal.note(install.journal.current(run), told=action.status)
@@ -142,7 +141,7 @@ def _tell(install: Install, action: Tell) -> None:
 
 def _only_said(run: Run, what: str, error: Exception) -> None:
     """What the run itself needs not suffer from."""
-    if isinstance(error, BusyError):
+    if isinstance(error, ends.NOT_ITS_TROUBLE):
         raise error
     log.warning("%s: %s: %s", run.key, what, error)
 

@@ -11,7 +11,9 @@ from hpcrunner.engine.ends import NOT_ITS_TROUBLE
 from hpcrunner.engine.install import Install, log
 from hpcrunner.engine.plan import backoff
 from hpcrunner.engine.transfers import NO_RUN, Stopped, Transfer, Urgency
+from hpcrunner.errors import StoreError
 from hpcrunner.model import ACTIVE, Run, State
+from hpcrunner.stores.base import Progress
 from hpcrunner.wire.experiment import Experiment
 
 _EVERY = 15.0
@@ -59,7 +61,7 @@ class Stops:
             if time.monotonic() < until:
                 continue
             try:
-                if record.status(install, experiment) == "stopped":
+                if record.status(install, experiment, _once(transfer)) == "stopped":
                     found.add(run.id)
                 self._away.pop(endpoint, None)
             except (*NOT_ITS_TROUBLE, Stopped):
@@ -70,6 +72,20 @@ class Stops:
                 if getattr(error, "transient", False):
                     self._away[endpoint] = tries + 1, time.monotonic() + backoff(tries + 1)
         return found
+
+
+def _once(transfer: Transfer) -> Progress:
+    """Asked before each try, it allows one."""
+    asked = 0
+
+    def progress(count: int) -> None:
+        nonlocal asked
+        transfer(count)
+        asked += 1
+        if asked > 1:
+            raise StoreError("the database can't be reached", transient=True)
+
+    return progress
 
 
 def _failed(error: Exception) -> None:

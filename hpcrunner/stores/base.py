@@ -94,7 +94,7 @@ class Store(Protocol):
         """
         ...
 
-    def read(self, location: str) -> Content | None:
+    def read(self, location: str, progress: Progress | None = None) -> Content | None:
         """A small object, or None if there is none."""
         ...
 

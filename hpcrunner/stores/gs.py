@@ -69,7 +69,7 @@ class GoogleStore:
             finally:
                 os.close(fd)
 
-    def read(self, location: str) -> Content | None:
+    def read(self, location: str, progress: Progress | None = None) -> Content | None:
         def once() -> Content | None:
             stat = self.stat_once(location)
             if stat is None:
@@ -83,7 +83,7 @@ class GoogleStore:
                 raise Weather(f"{location}: the connection ended before the object did")
             return Content(data, stat.version)
 
-        return persist(once)
+        return persist(once, progress or unwatched)
 
     def write(self, data: bytes, location: str, replaces: str | None = None, progress: Progress | None = None) -> None:
         def once() -> None:

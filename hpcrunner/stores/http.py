@@ -55,7 +55,7 @@ class HttpStore:
     def write(self, data: bytes, location: str, replaces: str | None = None, progress: Progress | None = None) -> None:
         self.put(Path(), location)
 
-    def read(self, location: str) -> Content | None:
+    def read(self, location: str, progress: Progress | None = None) -> Content | None:
         def once() -> Content | None:
             with self._get(location) as response:
                 if _is_absent(response):
@@ -66,7 +66,7 @@ class HttpStore:
                     check_record(location, len(data))
                 return Content(data, _stat(response).version)
 
-        return persist(once)
+        return persist(once, progress or unwatched)
 
     def stat_once(self, location: str) -> Stat | None:
         """The size is -1 if the server doesn't say it."""

@@ -88,7 +88,7 @@ class LocalStore:
 
         self._place(location, copy, progress=progress or unwatched)
 
-    def read(self, location: str) -> Content | None:
+    def read(self, location: str, progress: Progress | None = None) -> Content | None:
         with self._opened(location) as reader:
             if reader is None:
                 return None

@@ -56,8 +56,8 @@ class S3Store:
         _parts.put(self, source, location, threads=self._site.transfer_threads, part=self._site.transfer_part,
                    progress=progress or unwatched)
 
-    def read(self, location: str) -> Content | None:
-        return persist(lambda: self._read(location))
+    def read(self, location: str, progress: Progress | None = None) -> Content | None:
+        return persist(lambda: self._read(location), progress or unwatched)
 
     def write(self, data: bytes, location: str, replaces: str | None = None, progress: Progress | None = None) -> None:
         persist(lambda: self._write(data, location, replaces), progress or unwatched)
