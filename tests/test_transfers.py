@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import socket
 import sqlite3
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from fakes3 import FakeS3
 from hpcrunner.config.load import load
 from hpcrunner.engine import outbox as outbox_module
 from hpcrunner.engine import record
@@ -33,6 +35,7 @@ from hpcrunner.model import Outcome, Run, State
 from hpcrunner.schedulers import direct
 from hpcrunner.stores.local import LocalStore
 from lab import Lab
+from s3lab import InS3
 
 PATIENCE = 20.0
 
@@ -887,3 +890,65 @@ def test_a_retry_goes_on_from_checkpoints_but_has_no_results_yet(tmp_path: Path)
                 is_new = run.key == "saved" and generation == 2
                 assert [(run_dir.experiment / tag).exists() for tag in ("retval", "_metrics", "_metadata", "output/x")] == (
                     [not is_new] * 4)
+
+
+# -- a server that is not as it should be --
+
+
+class S3Lab(InS3, Lab):
+    pass
+
+
+@pytest.fixture
+def server() -> Iterator[FakeS3]:
+    with closing(FakeS3()) as server:
+        yield server
+
+
+def an_s3_lab(tmp_path: Path, server: FakeS3, **site: Any) -> S3Lab:
+    lab = S3Lab(tmp_path, image_dir=str(tmp_path.parent / "images"), **site)
+    lab.place(server, "bucket")  # type: ignore[arg-type]
+    return lab
+
+
+@pytest.mark.parametrize("refused", ["PUT /bucket/experiments/e/retval.tar?$", "PUT .*partNumber=", "POST .*uploadId=",
+                                     "PUT /bucket/experiments/e?$"], ids=["whole", "parts", "complete", "record"])
+def test_who_lost_the_lease_in_a_pause_overwrites_nothing(tmp_path: Path, server: FakeS3, refused: str) -> None:
+    """The store is away, meanwhile another host takes over and puts what is final; then the store is back."""
+    lab = an_s3_lab(tmp_path, server, transfer_part="5MiB", transfer_threads=3)
+    size = 12 * 2**20 if "upload" in refused or "part" in refused else 1
+    with pytest.raises(BusyError, match="took over"), install_of(lab) as install:
+        lab.submit("e", f"open('../retval', 'w').write('x' * {size})")
+        go_on(install, lambda: state(install, "e") is State.RUNNING and install.journal.find("e")[0].told == "running")
+        server.is_busy = lambda request: bool(re.match(refused.replace("?", r"\?"), request))
+        end = time.monotonic() + 60
+        while not server.refused and time.monotonic() < end:  # with no look at the lease by this thread once it is lost
+            tick(install)
+            time.sleep(0.02)
+        db = sqlite3.connect(StateDir(lab.state).journal)
+        with db:
+            db.execute("UPDATE lease SET epoch = epoch + 1")
+        db.close()
+        places = [f"/bucket/experiments/e{rest}" for rest in ("", "/retval.tar")]
+        server.objects.update(dict.fromkeys(places, b"FINAL"))
+        time.sleep(1.5)
+        server.is_busy = lambda request: False
+        until(lambda: not [thread for thread in threading.enumerate() if thread.name == "transfer"])
+        assert [server.objects[place] for place in places] == [b"FINAL"] * 2
+        tick(install)
+
+
+def test_a_checkpoint_to_a_server_that_never_answers_holds_up_no_result(tmp_path: Path, server: FakeS3) -> None:
+    lab = an_s3_lab(tmp_path, server, checkpoint_min="1s", transfer_timeout="1s")
+    lab.submit("e", WRITES, config={"saveWorkspaceFrequency": "1s"})
+    with install_of(lab) as install:
+        server.hangs = lambda request: "PUT" in request and "output.tar" in request
+        go_on(install, lambda: server.hung)
+        run = install.journal.find("e")[0]
+        (Path(run.run_dir) / "studioml/experiments/e/modeldir/go").touch()
+        go_on(install, lambda: state(install, "e") is State.ENDING)
+        ended = time.monotonic()
+        go_on(install, lambda: "second" in lab.result("e", "modeldir"))  # by the return: output is still held up
+        assert time.monotonic() < ended + 15
+        server.hangs = lambda request: False
+        go_on(install, lambda: state(install, "e") is State.DONE)
