@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from hpcrunner import proc
-from hpcrunner.errors import BusyError, HpcrunnerError, NotFoundError
+from hpcrunner.errors import BusyError, HpcrunnerError, NotFoundError, UnavailableError
 from hpcrunner.journal import database, lease
 from hpcrunner.journal.database import connect, connect_read_only, file_system, transaction
 from hpcrunner.journal.lease import LASTS, Holder, is_free
@@ -351,7 +351,8 @@ def test_an_older_journal_is_upgraded_without_loss(old: Path) -> None:
     for run in runs.values():
         assert (run.task, run.partition, run.waiting, run.avoid, run.resumes, run.cancelled_at) == (None, "", "", (), 0, 0.0)
     assert {key: run.told for key, run in runs.items() if run.told != "waiting"} == {"running": "running"}
-    assert all(run.save_at is None for run in runs.values())
+    # What ran is looked at soon, and gets its checkpoints from then on.
+    assert {key: run.save_at for key, run in runs.items() if run.save_at is not None} == {"running": 0.0}
     assert runs["received"].request == Request(2, 3 * 2**30, 4, 1, 5)
     assert runs["received"].notes == ("a note", "it's")
 
@@ -769,6 +770,66 @@ def test_the_lease_beats_whatever_happens(path: Path, monkeypatch: pytest.Monkey
         assert _beat_at(journal) > first
         receive(journal)  # beating and writing go together
     assert not [thread for thread in threading.enumerate() if thread.name == "lease"]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """Seconds by which the lease's clock is put forward, as if the process had been suspended so long."""
+    ahead = [0.0]
+    original = lease._clock
+    monkeypatch.setattr(lease, "_clock", lambda: original() + ahead[0])
+    yield ahead
+
+
+def test_who_was_suspended_and_still_has_the_lease_goes_on(path: Path, clock: list[float]) -> None:
+    with Journal(path) as journal:
+        first = _beat_at(journal)
+        clock[0] = 1000
+        journal.check_often()
+        assert _beat_at(journal) > first, "renewed, so that nobody else takes it now"
+
+
+def test_who_was_suspended_and_lost_the_lease_stops(path: Path, clock: list[float]) -> None:
+    old = Journal(path)
+    _be_elsewhere(path, beat_at=0.0)
+    with Journal(path) as new:
+        clock[0] = 1000
+        before = _beat_at(new)
+        for _ in range(2):
+            with pytest.raises(BusyError, match="took over"):
+                old.check_often()
+        assert _beat_at(new) == before
+        old.close()
+
+
+def test_who_loses_the_lease_knows_it_within_a_second_or_so(path: Path, clock: list[float]) -> None:
+    journal = Journal(path)
+    _be_elsewhere(path, beat_at=0.0)
+    with Journal(path):
+        journal.check_often()  # it was ours a moment ago: that costs nothing
+        clock[0] = 1.1
+        with pytest.raises(BusyError, match="took over"):
+            journal.check_often()
+        journal.close()
+
+
+def test_a_journal_that_cant_be_asked_stops_transfers_only_when_the_lease_is_over(
+        path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: Path) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with Journal(path) as journal:
+        monkeypatch.setattr(lease, "connect", failing)
+        clock[0] = 60
+        journal.check_often()
+        clock[0] = 100
+        with pytest.raises(UnavailableError, match=r"could not be renewed.*disk I/O error") as caught:
+            journal.check_often()
+        assert caught.value.transient
+        monkeypatch.undo()
+        journal.check_often()
+    with pytest.raises(BusyError):
+        journal.check_often()  # a thread that outlives the journal
 
 
 def _beat_at(journal: Journal) -> float:

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
+import socket
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fakes3 import FakeS3
 from hpcrunner.config.load import load
 from hpcrunner.engine import outbox as outbox_module
+from hpcrunner.engine import record
+from hpcrunner.engine.checkpoint import Due
 from hpcrunner.engine.install import Install
 from hpcrunner.engine.outbox import Sent, read_sent
 from hpcrunner.engine.prepare import stage
 from hpcrunner.engine.tick import settle, tick
-from hpcrunner.engine.transfers import Stopped, Transfer, Transfers
-from hpcrunner.errors import BusyError, StoreError
+from hpcrunner.engine.transfers import Stopped, Transfer, Transfers, Urgency
+from hpcrunner.errors import BusyError, StoreError, UnavailableError
 from hpcrunner.journal.store import Journal
 from hpcrunner.layout import RunDir, StateDir
 from hpcrunner.model import Outcome, Run, State
 from hpcrunner.schedulers import direct
 from hpcrunner.stores.local import LocalStore
 from lab import Lab
+from s3lab import InS3
 
 PATIENCE = 20.0
 
@@ -48,7 +54,7 @@ class Pool(Transfers):
         self.lock = threading.Lock()
         self.at_once = self.most = 0
 
-    def add(self, number: int, urgency: int = 0) -> None:
+    def add(self, number: int, urgency: Urgency = Urgency.STAGE) -> None:
         def work(transfer: Transfer) -> int:
             with self.lock:
                 self.began.append(number)
@@ -87,7 +93,8 @@ def until(true: Callable[[], object]) -> None:
 
 
 def test_so_many_at_once_and_the_most_urgent_next(pool: Pool) -> None:
-    for number, urgency in ((1, 3), (2, 3), (3, 3), (4, 1), (5, 2), (6, 1)):
+    stage, removal, checkpoint = Urgency.STAGE, Urgency.REMOVAL, Urgency.CHECKPOINT
+    for number, urgency in ((1, removal), (2, removal), (3, removal), (4, checkpoint), (5, stage), (6, checkpoint)):
         pool.add(number, urgency)
         until(lambda number=number: number > 2 or number in pool.began)
     assert pool.under_way == {1, 2, 3, 4, 5, 6}
@@ -113,7 +120,7 @@ def test_what_was_raised_is_kept(pool: Pool) -> None:
     def work(transfer: Transfer) -> None:
         raise ValueError("no")
 
-    pool.start(a_run(1), "work", 0, work, lambda result: None, lambda error: None)
+    pool.start(a_run(1), "work", Urgency.STAGE, work, lambda result: None, lambda error: None)
     [done] = pool.finish()
     assert isinstance(done.error, ValueError)
 
@@ -158,6 +165,36 @@ def test_the_end_stops_all() -> None:
         until(lambda: pool.began)
     assert not [thread for thread in threading.enumerate() if thread.name == "transfer"]
     assert pool.began == [1]
+
+
+def test_results_wait_for_no_download(pool: Pool) -> None:
+    for number in range(1, 17):
+        pool.add(number)
+    until(lambda: len(pool.began) == 2)
+    assert pool.room(Urgency.STAGE) <= 0 < pool.room(Urgency.TELL) == pool.room(Urgency.RETURN) == 16
+    for number, urgency in ((21, Urgency.TELL), (22, Urgency.TELL), (23, Urgency.RETURN), (24, Urgency.LOOK)):
+        pool.add(number, urgency)
+    until(lambda: len(pool.began) == 5)
+    assert set(pool.began[2:]) == {21, 23, 24}, "also where a user's server holds up what he is told"
+    pool.finish()
+
+
+def test_a_host_that_lets_no_thread_start_holds_up_nothing_for_ever(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fails)
+        for number, urgency in ((1, Urgency.STAGE), (2, Urgency.RETURN)):
+            pool.add(number, urgency)
+            [done] = pool.done()
+            assert isinstance(done.error, UnavailableError) and done.error.transient and "ulimit -u" in str(done.error)
+        assert not pool.under_way
+    pool.add(1)
+    until(lambda: pool.began == [1])
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    pool.add(2)  # by the thread that there is
+    assert {one.result for one in pool.finish()} == {1, 2}
 
 
 def test_the_display_shows_what_is_being_moved(pool: Pool) -> None:
@@ -253,6 +290,23 @@ def test_others_go_on_while_one_is_fetched(tmp_path: Path, monkeypatch: pytest.M
         gate.open.set()
         go_on(install, lambda: state(install, "slow") is State.DONE)
     assert lab.status()["slow"]["outcome"] == "succeeded"
+
+
+def test_a_result_comes_back_while_all_threads_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path, max_transfers=1), Gate(monkeypatch, "fetch", "slow")
+    lab.submit("e", WRITES)
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.RUNNING)
+        for number in range(10):
+            message = lab.message(f"slow{number}")
+            key = lab.put_tar({"a": "b"}, f"blobstore/slow{number}.tar")
+            message["experiment"]["artifacts"]["big"] = lab.artifact("big", key, mutable=False)
+            lab.enqueue(message)
+        go_on(install, lambda: any("slow" in location for location in gate.calls))
+        run = install.journal.find("e")[0]
+        (Path(run.run_dir) / "studioml/experiments/e/modeldir/go").touch()
+        go_on(install, lambda: state(install, "e") is State.DONE)
+        assert not gate.open.is_set()
 
 
 def test_who_is_cancelled_while_he_is_fetched_is_not_fetched_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,6 +450,133 @@ def test_one_tick_returns_when_nothing_is_moving_any_more(tmp_path: Path) -> Non
     lab.tick()
     assert "received" not in {run["state"] for run in lab.status().values()}
     assert not list((lab.state / "runs").glob("*/transfer"))
+
+
+def test_a_tick_in_which_a_download_takes_long_looks_at_the_queue_all_the_same(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcrunner.engine.tick._AS_CRON", 0.3)
+    lab, gate = a_lab(tmp_path), Gate(monkeypatch, "fetch", "slow")
+    message = lab.message("slow")
+    message["experiment"]["artifacts"]["big"] = lab.artifact("big", lab.put_tar({"a": "b"}, "blobstore/slow.tar"), mutable=False)
+    lab.enqueue(message)
+    with install_of(lab) as install:
+        tick(install)
+        assert install.transfers.under_way
+        for key in ("one", "two"):
+            lab.submit(key)
+        seen: list[set[str]] = []
+
+        def show(active: int) -> None:
+            seen.append({run.key for run in install.journal.runs(State)})
+            if {"one", "two"} <= seen[-1]:
+                gate.open.set()
+
+        settle(install, 1, show)
+        assert {len(keys) for keys in seen} == {1, 2, 3}, "at most one message each time"
+        assert install.journal.find("slow")[0].state is not State.RECEIVED
+
+
+def test_a_tick_comes_to_its_end_whatever_checkpoints_are_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = a_lab(tmp_path, checkpoint_min="1s")
+    gate = Gate(monkeypatch, "put", "modeldir")
+    for key in ("one", "two"):
+        lab.submit(key, WRITES, config={"saveWorkspaceFrequency": "1s"})
+    with install_of(lab) as install:
+        go_on(install, lambda: len([1 for location in gate.calls if "modeldir" in location]) == 2)
+        gate.open.set()
+        monkeypatch.setattr("hpcrunner.engine.moving.checkpoint.due", lambda *_: Due((), 0.0))  # again at once
+        settle(install)
+        assert not install.transfers.under_way
+        assert {run.state for run in install.journal.runs()} == {State.RUNNING}
+
+
+# -- looking for what users stopped --
+
+
+class Silent:
+    """A server that takes connections and never answers."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.connections: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                self.connections.append(self._listener.accept()[0])
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+        for connection in self.connections:
+            connection.close()
+
+
+@pytest.fixture
+def silent() -> Iterator[Silent]:
+    with closing(Silent()) as server:
+        yield server
+
+
+def in_database(server: Silent) -> dict[str, Any]:
+    """For `config` of a message: its record lies there."""
+    keys = {"aws": {"access_key": "k", "secret_access_key": "s"}}
+    return {"database": {"type": "s3", "endpoint": server.url, "bucket": "meta", "credentials": keys}}
+
+
+def test_a_database_that_never_answers_holds_up_no_tick_and_nobody_elses_stop(
+        tmp_path: Path, silent: Silent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcrunner.engine.stops._PATIENCE", 1.0)
+    lab = a_lab(tmp_path, max_jobs=1)
+    with install_of(lab) as install:
+        lab.submit("e", WRITES)
+        go_on(install, lambda: state(install, "e") is State.RUNNING)
+        for number in range(6):
+            lab.submit(f"dead{number}", config=in_database(silent))
+        longest = 0.0
+
+        def is_stopped() -> bool:
+            nonlocal longest
+            install.journal.remember("stopped", "")  # look again
+            start = time.monotonic()
+            tick(install)
+            longest = max(longest, time.monotonic() - start)
+            return state(install, "e") is State.DONE
+
+        go_on(install, lambda: lab.record("e")["status"] == "running")
+        path = lab.store / "meta/experiments/e"
+        part = path.with_suffix(".new")
+        part.write_text(json.dumps({**lab.record("e"), "status": "stopped"}))
+        part.replace(path)
+        go_on(install, is_stopped)
+        assert silent.connections, "it was asked"
+        assert longest < 5
+    assert lab.status()["e"]["outcome"] == "cancelled"
+
+
+def test_one_record_that_cant_be_read_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = a_lab(tmp_path)
+    original = record.status
+
+    def status(install: Install, experiment: Any, *more: Any) -> str:
+        if experiment.key == "odd":
+            raise RecursionError("too deep")
+        return original(install, experiment, *more)
+
+    monkeypatch.setattr(record, "status", status)
+    with install_of(lab) as install:
+        lab.submit("odd", WRITES)
+        lab.submit("e", WRITES)
+        go_on(install, lambda: lab.record("e")["status"] == "running")
+        path = lab.store / "meta/experiments/e"
+        path.write_text(json.dumps({**lab.record("e"), "status": "stopped"}))
+        install.journal.remember("stopped", "")
+        go_on(install, lambda: state(install, "e") is State.DONE)
+        assert state(install, "odd") is State.RUNNING
 
 
 # -- checkpoints --
@@ -745,3 +926,65 @@ def test_a_retry_goes_on_from_checkpoints_but_has_no_results_yet(tmp_path: Path)
                 is_new = run.key == "saved" and generation == 2
                 assert [(run_dir.experiment / tag).exists() for tag in ("retval", "_metrics", "_metadata", "output/x")] == (
                     [not is_new] * 4)
+
+
+# -- a server that is not as it should be --
+
+
+class S3Lab(InS3, Lab):
+    pass
+
+
+@pytest.fixture
+def server() -> Iterator[FakeS3]:
+    with closing(FakeS3()) as server:
+        yield server
+
+
+def an_s3_lab(tmp_path: Path, server: FakeS3, **site: Any) -> S3Lab:
+    lab = S3Lab(tmp_path, image_dir=str(tmp_path.parent / "images"), **site)
+    lab.place(server, "bucket")  # type: ignore[arg-type]
+    return lab
+
+
+@pytest.mark.parametrize("refused", ["PUT /bucket/experiments/e/retval.tar?$", "PUT .*partNumber=", "POST .*uploadId=",
+                                     "PUT /bucket/experiments/e?$"], ids=["whole", "parts", "complete", "record"])
+def test_who_lost_the_lease_in_a_pause_overwrites_nothing(tmp_path: Path, server: FakeS3, refused: str) -> None:
+    """The store is away, meanwhile another host takes over and puts what is final; then the store is back."""
+    lab = an_s3_lab(tmp_path, server, transfer_part="5MiB", transfer_threads=3)
+    size = 12 * 2**20 if "upload" in refused or "part" in refused else 1
+    with pytest.raises(BusyError, match="took over"), install_of(lab) as install:
+        lab.submit("e", f"open('../retval', 'w').write('x' * {size})")
+        go_on(install, lambda: state(install, "e") is State.RUNNING and install.journal.find("e")[0].told == "running")
+        server.is_busy = lambda request: bool(re.match(refused.replace("?", r"\?"), request))
+        end = time.monotonic() + 60
+        while not server.refused and time.monotonic() < end:  # with no look at the lease by this thread once it is lost
+            tick(install)
+            time.sleep(0.02)
+        db = sqlite3.connect(StateDir(lab.state).journal)
+        with db:
+            db.execute("UPDATE lease SET epoch = epoch + 1")
+        db.close()
+        places = [f"/bucket/experiments/e{rest}" for rest in ("", "/retval.tar")]
+        server.objects.update(dict.fromkeys(places, b"FINAL"))
+        time.sleep(1.5)
+        server.is_busy = lambda request: False
+        until(lambda: not [thread for thread in threading.enumerate() if thread.name == "transfer"])
+        assert [server.objects[place] for place in places] == [b"FINAL"] * 2
+        tick(install)
+
+
+def test_a_checkpoint_to_a_server_that_never_answers_holds_up_no_result(tmp_path: Path, server: FakeS3) -> None:
+    lab = an_s3_lab(tmp_path, server, checkpoint_min="1s", transfer_timeout="1s")
+    lab.submit("e", WRITES, config={"saveWorkspaceFrequency": "1s"})
+    with install_of(lab) as install:
+        server.hangs = lambda request: "PUT" in request and "output.tar" in request
+        go_on(install, lambda: server.hung)
+        run = install.journal.find("e")[0]
+        (Path(run.run_dir) / "studioml/experiments/e/modeldir/go").touch()
+        go_on(install, lambda: state(install, "e") is State.ENDING)
+        ended = time.monotonic()
+        go_on(install, lambda: "second" in lab.result("e", "modeldir"))  # by the return: output is still held up
+        assert time.monotonic() < ended + 15
+        server.hangs = lambda request: False
+        go_on(install, lambda: state(install, "e") is State.DONE)

@@ -147,7 +147,8 @@ def _submit(commands: argparse._SubParsersAction[_Parser]) -> None:
                "  hpcrunner submit-from-queue --site site.yaml --dry-run  show what would be submitted\n"
                "  HPCRUNNER_MAX_CORES=4 hpcrunner submit-from-queue --site site.yaml")
     command.add_argument("--wait", action="store_true", help="go on until nothing is left to do")
-    command.add_argument("--max", metavar="N", type=_positive, help="take at most N experiments from the queues")
+    command.add_argument("--max", metavar="N", type=_positive,
+                         help="take at most N experiments from the queues; while files are moving, N more each minute")
     command.add_argument("--dry-run", action="store_true", help="show what would be submitted, rendered; touch nothing")
     add_site(command, options=True)
 

@@ -36,7 +36,7 @@ def _work(install: Install, arguments: argparse.Namespace) -> int:
     with install.transfers, _progress(install) as show:
         if not arguments.wait:
             show(tick(install, arguments.max).active)
-            settle(install, show)
+            settle(install, arguments.max, show)
             return 0
         left = arguments.max
         seen_at = time.monotonic()

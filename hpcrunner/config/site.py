@@ -174,7 +174,8 @@ class Site:
         doc="What an experiment's files may take when they are unpacked, if it doesn't ask for disk space itself.")
     max_transfers: int = option(
         "4", kinds.integer(1),
-        doc="Experiments whose files are fetched or returned at once.")
+        doc="Experiments whose files are fetched or returned at once. One more may be returned, and one more of the "
+            "clients' records be read and one written: results wait for no download.")
     checkpoint_min: float = option(
         "30s", kinds.duration(1),
         doc="Checkpoints of one experiment are at least so far apart, however often it wants them "

@@ -11,6 +11,7 @@ from hpcrunner.engine.actions import (
     Adopt,
     Build,
     Cancel,
+    Checkpoint,
     Define,
     End,
     Halt,
@@ -32,20 +33,23 @@ _SHORT = 0.02
 """Seconds for which transfers are waited for before a look counts as having found nothing to do."""
 
 
-def move_all(install: Install) -> int:
-    """Observes, plans and acts until nothing is left to do now; transfers go on meanwhile, and after it.
+def move_all(install: Install, *, periodic: bool = False) -> int:
+    """Observes, plans and acts until nothing is left to do now; transfers go on meanwhile, and after it. With
+    `periodic` also what comes again and again is begun: checkpoints, and looks for experiments that users stopped.
 
     Returns the number of runs that are not over.
     """
     moving.clear(install)
     install.scheduler.begin()
-    stopped = cancel.stopped_by_users(install)
+    if periodic:
+        install.stops.look(install)
     while True:
         moved = moving.reap(install)
         runs = install.journal.runs()
         now = time.time()
-        actions = plan(runs, observe(install, runs, policy(install), stopped), policy(install), now)
-        moved += _do(install, actions)
+        seen = observe(install, runs, policy(install), frozenset(install.stops.found))
+        actions = plan(runs, seen, policy(install), now)
+        moved += _do(install, [one for one in actions if periodic or not isinstance(one, Checkpoint)])
         if not moved and not install.transfers.wait(_SHORT):
             break
     # Read again: what did not move on may have got its job's name meanwhile, as a submission without an answer does.

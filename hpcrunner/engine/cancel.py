@@ -1,4 +1,4 @@
-"""Ending what somebody wants ended: by command, by the client's record, by deleting the queue."""
+"""Ending what somebody wants ended."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcrunner.engine import finish, record
+from hpcrunner.engine import finish
 from hpcrunner.engine.actions import Cancel
-from hpcrunner.engine.ends import NOT_ITS_TROUBLE
 from hpcrunner.engine.install import Install, log
 from hpcrunner.errors import HpcrunnerError
 from hpcrunner.files import write_whole
-from hpcrunner.model import ACTIVE, Run, State
-
-_CHECK_EVERY = 15.0
-_CHECKS = 100
-"""Records that one tick reads at most: with more runs than that they take turns."""
+from hpcrunner.model import ACTIVE, State
 
 
 def cancel(install: Install, actions: Sequence[Cancel]) -> None:
@@ -64,30 +59,6 @@ def take_requests(install: Install) -> None:
         except HpcrunnerError as error:
             log.warning("%s: %s", path.name, error)
         path.unlink(missing_ok=True)
-
-
-def stopped_by_users(install: Install) -> frozenset[int]:
-    """Runs whose client's record says `stopped`. Reads some records only: see `_CHECKS`."""
-    now = time.time()
-    before, _, last = install.journal.recall("stopped").partition(" ")
-    if before and 0 <= now - float(before) < _CHECK_EVERY:
-        return frozenset()
-    runs = [run for run in install.journal.runs(ACTIVE - {State.ENDING}) if not run.cancelling]
-    if not runs:
-        return frozenset()
-    start = next((index for index, run in enumerate(runs) if run.id > int(last or 0)), 0)
-    turn = (runs[start:] + runs[:start])[:_CHECKS]
-    install.journal.remember("stopped", f"{now} {turn[-1].id}")
-    return frozenset(run.id for run in turn if _is_stopped(install, run))
-
-
-def _is_stopped(install: Install, run: Run) -> bool:
-    try:
-        return record.status(install, install.experiment(run)) == "stopped"
-    except NOT_ITS_TROUBLE:
-        raise
-    except Exception:
-        return False  # The store is away, or the record is spoilt; that is told where it matters.
 
 
 def _requests(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -55,4 +55,4 @@ def save(install: Install, experiment: Experiment, run: Run, run_dir: RunDir, tr
         scrape.scrape(experiment, run, run_dir, is_over=False)
     if Outbox(install, experiment, run_dir, transfer, confirm).save(tags):
         confirm()
-        record.update(install, experiment, {"time_last_checkpoint": time.time()})
+        record.update(install, experiment, {"time_last_checkpoint": time.time()}, transfer)

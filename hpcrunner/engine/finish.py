@@ -71,7 +71,7 @@ def finish(install: Install, experiment: Experiment, run: Run, run_dir: RunDir, 
         problems.append(str(error) or type(error).__name__)
     transfer.begin(f"{experiment.key}: writing its record")
     confirm()
-    notes += _write_record(install, run, experiment, is_last_try)
+    notes += _write_record(install, run, experiment, transfer, is_last_try)
     return Returned(tuple(problems), notes)
 
 
@@ -134,7 +134,8 @@ def sign_off(path: Path, run: Run, notes: tuple[str, ...] = ()) -> None:
         log.warning("%s: the outcome can't be added to %s: %s", run.key, path, error.strerror)
 
 
-def _write_record(install: Install, run: Run, experiment: Experiment, is_last_try: bool) -> tuple[str, ...]:
+def _write_record(install: Install, run: Run, experiment: Experiment, transfer: Transfer, is_last_try: bool
+                  ) -> tuple[str, ...]:
     """Returns notes. Raises StoreError (transient)."""
     ended_at = run.finished_at if run.finished_at is not None else run.ended_at
     changes: dict[str, Any] = {"status": "finished", "outcome": run.outcome.value if run.outcome else None,
@@ -145,7 +146,7 @@ def _write_record(install: Install, run: Run, experiment: Experiment, is_last_tr
     if run.finished_at is not None:
         changes["time_last_checkpoint"] = run.finished_at
     try:
-        record.update(install, experiment, changes)
+        record.update(install, experiment, changes, transfer)
     except StoreError as error:
         if error.transient and not is_last_try:
             raise

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hpcrunner.artifacts.cache import Cache
     from hpcrunner.containers.base import Container
     from hpcrunner.engine.builds import Builds
+    from hpcrunner.engine.stops import Stops
     from hpcrunner.engine.transfers import Transfers
     from hpcrunner.images.cache import Images
     from hpcrunner.schedulers.base import Job, Scheduler
@@ -56,7 +57,13 @@ class Install:
     def transfers(self) -> Transfers:
         from hpcrunner.engine.transfers import Transfers
 
-        return Transfers(self.site.max_transfers, self.journal.check_clock)
+        return Transfers(self.site.max_transfers, self.journal.check_often)
+
+    @cached_property
+    def stops(self) -> Stops:
+        from hpcrunner.engine.stops import Stops
+
+        return Stops()
 
     @cached_property
     def engine(self) -> str:

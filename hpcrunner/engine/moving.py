@@ -13,27 +13,28 @@ from hpcrunner.engine.actions import Action, Checkpoint, Halt, Return, Stage, Te
 from hpcrunner.engine.install import Install, log
 from hpcrunner.engine.outbox import read_sent
 from hpcrunner.engine.scrape import started_at
-from hpcrunner.engine.transfers import Stopped, Transfer
-from hpcrunner.errors import BusyError
+from hpcrunner.engine.transfers import Stopped, Transfer, Urgency
 from hpcrunner.model import Run
 
-_URGENCY: dict[type[Action], int] = {Tell: 0, Return: 1, Checkpoint: 2, Stage: 3}
-"""Results before inputs: somebody waits for them, and they free a disk."""
-_REMOVAL = 4
+_URGENCY: dict[type[Action], Urgency] = {
+    Return: Urgency.RETURN, Tell: Urgency.TELL, Checkpoint: Urgency.CHECKPOINT, Stage: Urgency.STAGE}
 _REMOVED_AGAIN = 3600.0
 """Seconds after which a run directory that could not be removed, or not all of it, is tried again."""
 
 
 def start(install: Install, actions: list[Action]) -> int:
-    """Starts as many as there is room for, the most urgent first. Returns how many."""
-    chosen = sorted(actions, key=lambda action: _URGENCY[type(action)])[: max(0, install.transfers.room)]
-    for action in chosen:
+    """Starts as many as there is room for. Returns how many."""
+    begun = 0
+    for action in sorted(actions, key=lambda action: _URGENCY[type(action)]):
+        if install.transfers.room(_URGENCY[type(action)]) <= 0:
+            continue
+        begun += 1
         install.journal.check()
         try:
             _STARTS[type(action)](install, action)
         except Exception as error:
             ends.went_wrong(install, action.run, error)
-    return len(chosen)
+    return begun
 
 
 def clear(install: Install) -> None:
@@ -41,8 +42,9 @@ def clear(install: Install) -> None:
     now = time.time()
     for run in install.journal.to_remove():
         is_put_off = now < run.not_before <= now + _REMOVED_AGAIN
-        if not is_put_off and run.id not in install.transfers.under_way and install.transfers.room > 0:
-            install.transfers.start(run, f"{run.key}: removing its files", _REMOVAL,
+        if (not is_put_off and run.id not in install.transfers.under_way
+                and install.transfers.room(Urgency.REMOVAL) > 0):
+            install.transfers.start(run, f"{run.key}: removing its files", Urgency.REMOVAL,
                                     partial(_clear, install, install.run_dir(run).root),
                                     partial(_cleared, install, run), partial(ends.went_wrong, install, run))
 
@@ -60,6 +62,8 @@ def reap(install: Install) -> int:
             else:
                 transfer.failed(transfer.error)
         except Exception as error:
+            if transfer.run is None:
+                raise
             ends.went_wrong(install, install.journal.current(transfer.run), error)
     return len(done)
 
@@ -123,7 +127,7 @@ def _tell(install: Install, action: Tell) -> None:
         if action.status == "running":
             changes["time_started"] = started_at(run, run_dir) or time.time()
         install.journal.check_from_thread()
-        record.update(install, experiment, changes)
+        record.update(install, experiment, changes, transfer)
 
     def told(_: object) -> None:
         install.journal.note(install.journal.current(run), told=action.status)
@@ -137,7 +141,7 @@ def _tell(install: Install, action: Tell) -> None:
 
 def _only_said(run: Run, what: str, error: Exception) -> None:
     """What the run itself needs not suffer from."""
-    if isinstance(error, BusyError):
+    if isinstance(error, ends.NOT_ITS_TROUBLE):
         raise error
     log.warning("%s: %s: %s", run.key, what, error)
 

@@ -13,40 +13,41 @@ from typing import Any
 
 from hpcrunner.engine.install import Install, log, open_store
 from hpcrunner.errors import ChangedError, StoreError
-from hpcrunner.stores.base import Access, Content, Store
+from hpcrunner.stores.base import Access, Content, Progress, Store
 from hpcrunner.wire.experiment import Experiment
 
 _TRIES = 5
 """So often a record that somebody else is writing, too, is read and written again."""
 
 
-def update(install: Install, experiment: Experiment, changes: dict[str, Any]) -> bool:
+def update(install: Install, experiment: Experiment, changes: dict[str, Any],
+           progress: Progress | None = None) -> bool:
     """Writes `changes` into the record; does nothing if there is none (the user may have deleted it).
 
-    Returns whether it was written. Raises StoreError.
+    Returns whether it was written. Raises StoreError, and what `progress` raises, which is asked before each try.
     """
     if (place := _place(install, experiment)) is None:
         return False
     store, location = place
     for _ in range(_TRIES):
-        content = store.read(location)
+        content = store.read(location, progress)
         if content is None:
             log.warning("%s: no record at %s; nothing is written there", experiment.key, location)
             return False
         record = _parse(content, location)
         kept = {"status": "stopped"} if record.get("status") == "stopped" else {}
         try:
-            store.write(json.dumps({**record, **changes, **kept}).encode(), location, replaces=content.version)
+            store.write(json.dumps({**record, **changes, **kept}).encode(), location, content.version, progress)
             return True
         except ChangedError as error:
             changed = error
     raise changed
 
 
-def status(install: Install, experiment: Experiment) -> str:
+def status(install: Install, experiment: Experiment, progress: Progress | None = None) -> str:
     """What the record says now; empty if there is none. Raises StoreError."""
     place = _place(install, experiment)
-    content = place[0].read(place[1]) if place else None
+    content = place[0].read(place[1], progress) if place else None
     return str(_parse(content, place[1]).get("status", "")) if place and content else ""
 
 

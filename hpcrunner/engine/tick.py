@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from hpcrunner.engine.install import Install
 from hpcrunner.engine.intake import intake
+
+_AS_CRON = 60.0
+"""Seconds after which `settle` makes a whole tick."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,9 @@ class Ticked:
     """Runs that are not over yet."""
 
 
-def tick(install: Install, max_messages: int | None = None) -> Ticked:
-    """Takes messages and moves every run as far as it can go. Safe to be killed at any instant.
+def tick(install: Install, max_messages: int | None = None, *, periodic: bool = True) -> Ticked:
+    """Takes messages and moves every run as far as it can go; `periodic`: see `move_all`. Safe to be killed at any
+    instant.
 
     Files may still be moving when it returns: see `install.transfers`, and `settle`.
     Raises BusyError if another process has taken over.
@@ -37,14 +42,23 @@ def tick(install: Install, max_messages: int | None = None) -> Ticked:
     # Only now: most ticks find nothing to do, and shall cost nothing.
     from hpcrunner.engine.act import move_all
 
-    return Ticked(taken, move_all(install))
+    return Ticked(taken, move_all(install, periodic=periodic))
 
 
-def settle(install: Install, show: Callable[[int], None] = lambda active: None) -> None:
-    """Goes on, without taking messages, until no files are moving any more."""
+def settle(install: Install, max_messages: int | None = 0, show: Callable[[int], None] = lambda active: None) -> None:
+    """Goes on until no files are moving any more.
+
+    Begins nothing periodic: with many jobs there is always a checkpoint due. While something takes long, a large
+    download say, every call by cron finds the install busy; so this makes a whole tick in its place each minute, with
+    at most `max_messages` (None: any number; 0: no such tick).
+    """
+    ticked_at = time.monotonic()
     while install.transfers.under_way:
         install.transfers.wait(install.site.poll_interval)
-        show(tick(install, 0).active)
+        is_whole = max_messages != 0 and time.monotonic() >= ticked_at + _AS_CRON
+        if is_whole:
+            ticked_at = time.monotonic()
+        show(tick(install, max_messages if is_whole else 0, periodic=is_whole).active)
 
 
 def _leftovers(install: Install) -> bool:

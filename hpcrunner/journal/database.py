@@ -97,7 +97,7 @@ _UPGRADES = {1: (
     "ALTER TABLE runs ADD COLUMN told TEXT NOT NULL DEFAULT 'waiting'",
     "ALTER TABLE runs ADD COLUMN save_at REAL",
     "ALTER TABLE runs ADD COLUMN ended_at REAL NOT NULL DEFAULT 0",
-    "UPDATE runs SET told = 'running' WHERE state = 'running'",
+    "UPDATE runs SET told = 'running', save_at = 0 WHERE state = 'running'",
     "UPDATE runs SET ended_at = updated_at WHERE state = 'ending'",
 )}
 """What brings a journal of that version to the next one."""

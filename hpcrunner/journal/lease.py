@@ -13,12 +13,12 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpcrunner import proc
-from hpcrunner.errors import BusyError, HpcrunnerError
+from hpcrunner.errors import BusyError, HpcrunnerError, UnavailableError
 from hpcrunner.journal.database import connect, transaction
 
 LASTS = 120.0
@@ -26,6 +26,8 @@ LASTS = 120.0
 _BEAT_EVERY = 20.0
 _SAFE = 90.0
 """Seconds after the last beat for which nobody else can have taken over, clocks that run a little apart included."""
+_FRESH = 1.0
+"""Seconds for which the journal's word holds for those that ask often."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Lease:
         self._db, self._path = db, path
         self._stop = threading.Event()
         mine = me()
-        self._beaten = _clock()
+        self._looking = threading.Lock()
+        self._beaten = self._seen = _clock()
         with transaction(db):
             row = db.execute("SELECT epoch, host, boot, pid, started, beat_at FROM lease").fetchone()
             if row is not None:
@@ -90,18 +93,54 @@ class Lease:
             raise self._lost()
 
     def check_from_thread(self) -> None:
-        """The same from any thread, with a connection of its own."""
+        """The same from any thread, with a connection of its own. Renews what is so old that another host may take it
+        in a moment."""
+        if self._stop.is_set():
+            raise BusyError(f"{self._path}: this process has given the lease on this install back")
+        if self._is_old():
+            self._renew()
+            return
+        at = _clock()
         with closing(connect(self._path)) as db:
             row = db.execute("SELECT epoch FROM lease").fetchone()
         if row is None or row[0] != self.epoch:
             raise self._lost()
+        self._seen = at
 
-    def check_clock(self) -> None:
-        """Raises BusyError if the last beat is so long ago that somebody may have taken over. Costs nothing; may be
-        called from any thread."""
-        if _clock() > self._beaten + _SAFE:
-            raise BusyError(f"{self._path}: the lease on this install could not be renewed for {_SAFE:.0f} s; this "
-                            "process stops, since another one may work on it")
+    def check_often(self) -> None:
+        """`check_from_thread` for those that ask again and again, as for every piece of a file: the journal is looked
+        at once in `_FRESH` seconds, by one thread. Raises UnavailableError if the lease is over, and the journal can't
+        say whose it is now."""
+        if self._is_fresh() or not self._looking.acquire(blocking=self._is_old()):
+            return
+        try:
+            if not self._is_fresh():  # nor made so by another one, which was waited for
+                self.check_from_thread()
+        except BusyError:
+            raise
+        except (sqlite3.Error, HpcrunnerError, OSError) as error:
+            if self._is_old():
+                raise UnavailableError(f"{self._path}: the lease on this install could not be renewed for "
+                                       f"{_SAFE:.0f} s: {error}; no files are moved until it can be, since another "
+                                       "hpcrunner may work on it", transient=True) from error
+        finally:
+            self._looking.release()
+
+    def _is_fresh(self) -> bool:
+        return _clock() <= self._seen + _FRESH and not self._stop.is_set()
+
+    def _is_old(self) -> bool:
+        """Whether somebody may have taken over."""
+        return _clock() > self._beaten + _SAFE
+
+    def _renew(self) -> None:
+        """Raises BusyError if somebody took over."""
+        at = _clock()
+        with closing(connect(self._path)) as db, transaction(db):
+            done = db.execute("UPDATE lease SET beat_at = ? WHERE epoch = ?", (time.time(), self.epoch))
+        if not done.rowcount:
+            raise self._lost()
+        self._beaten = self._seen = at
 
     def _lost(self) -> BusyError:
         return BusyError(f"{self._path}: another hpcrunner took over this install; this process stops")
@@ -113,17 +152,7 @@ class Lease:
             self._db.execute("UPDATE lease SET pid = 0 WHERE epoch = ?", (self.epoch,))
 
     def _beat(self) -> None:
-        db: sqlite3.Connection | None = None
         while not self._stop.wait(_BEAT_EVERY):
-            try:
-                if db is None:
-                    db = connect(self._path)
-                at = _clock()
-                with transaction(db):
-                    beat = db.execute("UPDATE lease SET beat_at = ? WHERE epoch = ?", (time.time(), self.epoch))
-                if beat.rowcount:
-                    self._beaten = at
-            except (sqlite3.Error, HpcrunnerError, OSError):
-                continue  # A full disk or a long lock: the next beat may get through, and `check` guards the rest.
-        if db is not None:
-            db.close()
+            # A full disk or a long lock: the next beat may get through. Who took over is told by the checks.
+            with suppress(sqlite3.Error, HpcrunnerError, OSError):
+                self._renew()

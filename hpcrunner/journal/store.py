@@ -219,10 +219,11 @@ class Journal:
         assert self._lease is not None
         self._lease.check_from_thread()
 
-    def check_clock(self) -> None:
-        """Raises BusyError if another process may have taken over. Costs nothing; for any thread."""
+    def check_often(self) -> None:
+        """The same, for whoever asks again and again: cheap, and at most some seconds behind. Raises UnavailableError
+        if the journal can't say whose the lease is."""
         assert self._lease is not None
-        self._lease.check_clock()
+        self._lease.check_often()
 
 
 def _run(row: sqlite3.Row) -> Run:
