@@ -65,7 +65,7 @@ setup(
         "rich>=13.7",
         "shtab>=1.6",
         "spython>=0.3.13",
-        "urllib3>=1.26.18",
+        "urllib3>=2.2",
     ],
     extras_require={
         "test": [

@@ -23,7 +23,7 @@ from hpcrunner.artifacts.tree import place_tree
 from hpcrunner.artifacts.unpack import Limits, unpack
 from hpcrunner.engine.install import Install
 from hpcrunner.errors import MessageError, StoreError
-from hpcrunner.stores.base import Progress, Store
+from hpcrunner.stores.base import Progress, Store, shown
 from hpcrunner.wire.experiment import Artifact, Experiment
 
 _BLOB = re.compile(r"/blobstore/([0-9a-f]{64})\.t[a-z0-9.]+$")
@@ -57,7 +57,7 @@ def bring(install: Install, experiment: Experiment, artifact: Artifact, target: 
         if found is None:
             if artifact.mutable:
                 return None
-            raise MessageError(f"artifact {artifact.tag} is not in the store: there is no {artifact.location}")
+            raise MessageError(f"artifact {artifact.tag} is not in the store: there is no {shown(artifact.location)}")
         packed, key = found
         if not artifact.unpack:
             copy_file(packed, target) if key else packed.replace(target)
@@ -139,8 +139,3 @@ def expected_digest(artifact: Artifact) -> str:
     """The SHA-256 that an object must have, in hexadecimal; empty if nothing says it."""
     named = _BLOB.search(artifact.location or "")
     return artifact.sha256 or (named[1] if named and not artifact.mutable else "")
-
-
-def shown(location: str) -> str:
-    """A location for people, without a password or a signature in it."""
-    return re.sub(r"\?.*", "?...", re.sub(r"//[^/@]*@", "//", location))

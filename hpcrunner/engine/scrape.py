@@ -22,6 +22,7 @@ from hpcrunner.layout import RunDir
 from hpcrunner.metadata.document import Document
 from hpcrunner.metadata.patch import merge
 from hpcrunner.model import Run
+from hpcrunner.stores.base import shown
 from hpcrunner.wire.experiment import Experiment
 
 TAG = "_metadata"
@@ -73,7 +74,7 @@ def _facts(experiment: Experiment, run: Run, run_dir: RunDir, started: float | N
     return {
         "load_time": _time(run_dir.style_file.stat().st_mtime), "host": run.host or None, "start_time": _time(started),
         "stop_time": _time(run.finished_at), "experiment": {"key": experiment.key, "project": experiment.project},
-        "artifacts": {tag: _without_password(one.location or "") for tag, one in experiment.artifacts.items()},
+        "artifacts": {tag: shown(one.location or "") for tag, one in experiment.artifacts.items()},
     }
 
 
@@ -92,10 +93,6 @@ def _time(seconds: float | None) -> str | None:
 
 def _plain(host: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]", "_", host)[:100]
-
-
-def _without_password(location: str) -> str:
-    return re.sub(r"^([a-z0-9+.-]+://)[^/@]*@", r"\1", location, flags=re.IGNORECASE)
 
 
 def _recall(path: Path) -> tuple[Document, str]:

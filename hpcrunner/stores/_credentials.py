@@ -10,6 +10,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,7 +78,8 @@ def _keys_of(source: str, given: Any) -> Keys | None:
     # What a client could not replace stays as `$NAME`.
     if not texts[0] or not texts[1] or texts[0].startswith("$") or texts[1].startswith("$"):
         return None
-    return Keys(source, texts[0], texts[1], texts[2], texts[3] or None)
+    access_key, secret_key, session_token, region = (text.strip() for text in texts)
+    return _checked(Keys(source, access_key, secret_key, session_token, region or None))
 
 
 def _keys_of_file(profile: StoreProfile) -> Keys:
@@ -96,8 +98,17 @@ def _keys_of_file(profile: StoreProfile) -> Keys:
     missing = [name for name in ("aws_access_key_id", "aws_secret_access_key") if not entries.get(name)]
     if missing:
         raise StoreError(f"{path}: section [{section}] lacks {' and '.join(missing)}")
-    return Keys("site", entries["aws_access_key_id"], entries["aws_secret_access_key"],
-                entries.get("aws_session_token", ""), entries.get("region"))
+    return _checked(Keys("site", entries["aws_access_key_id"], entries["aws_secret_access_key"],
+                         entries.get("aws_session_token", ""), entries.get("region")))
+
+
+def _checked(keys: Keys) -> Keys:
+    """Raises StoreError for what can't stand in a header: the error of it would quote what is secret."""
+    for name in ("access_key", "secret_key", "session_token", "region"):
+        if not re.fullmatch("[!-~]*", getattr(keys, name) or ""):
+            raise StoreError(f"{keys.described} can't be used: the {name.replace('_', ' ')} has blanks, line breaks or "
+                             "other characters that none has", transient=keys.is_of_site)
+    return keys
 
 
 def find_service_account(site: Any, access: Access, profile: StoreProfile | None

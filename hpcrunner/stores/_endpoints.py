@@ -21,24 +21,45 @@ from hpcrunner.config.stores import StoreProfile
 from hpcrunner.errors import StoreError
 from hpcrunner.files import write_whole
 from hpcrunner.stores._retry import Weather
+from hpcrunner.stores.base import shown
 
-_METADATA = {ipaddress.ip_address(address) for address in ("100.100.100.200", "fd00:ec2::254", "192.0.0.192")}
-"""Where clouds hand out the host's own credentials, beside link-local addresses: Alibaba, AWS, Oracle."""
+_METADATA = {ipaddress.ip_address(address) for address in (
+    "100.100.100.200", "fd00:ec2::254", "192.0.0.192", "168.63.129.16")}
+"""Where clouds hand out the host's own credentials, beside link-local addresses: Alibaba, AWS, Oracle, Azure."""
+_IN_IPV6 = [(ipaddress.ip_network(network), shift) for network, shift in (
+    ("::/96", 0), ("::ffff:0:0/96", 0), ("::ffff:0:0:0/96", 0), ("64:ff9b::/96", 0), ("64:ff9b:1::/48", 0),
+    ("2002::/16", 80))]
+"""What of IPv6 stands for an address of IPv4, and how many bits are to its right there: compatible, mapped, translated,
+NAT64 and 6to4."""
+_HOST = re.compile(r"(?P<name>[A-Za-z0-9_.-]{1,253}|\[(?P<ipv6>[0-9A-Fa-f:.]{2,45})\])(:(?P<port>[0-9]{1,5}))?")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+"""As Amazon allowed them once, which is more than it does today."""
+_OTHER_KINDS = ("--x-s3", "--ol-s3", ".mrap")
+"""What ends names of Amazon's that lead to other servers than those of buckets."""
 _REMEMBERED = 86400.0
 """Seconds for which a probe holds."""
 _PROBE_TIMEOUT = 10.0
 _AMAZON = re.compile(r"s3(?:[.-](?:dualstack\.)?(?P<region>[a-z]{2}(?:-[a-z]+)+-[0-9]))?\.amazonaws\.com(\.cn)?(:443)?")
 _lock = threading.Lock()
-_schemes: dict[str, str] = {}
+_schemes: dict[str, tuple[str, float]] = {}
+"""What was found out, by host, and when (Unix seconds)."""
+_probing: dict[str, threading.Lock] = {}
+"""By host: one that doesn't answer holds up only those that ask for it."""
 
 
 def host_of(url: str) -> str:
-    """`host:port` of a URL, in lower case, without a port if it is the usual one of http or https."""
-    parts = urlsplit(url if "://" in url else f"//{url}")
-    host = (parts.hostname or "").lower()
+    """`host:port` of a URL, in lower case, without a port if it is the usual one of http or https.
+
+    Raises StoreError.
+    """
+    try:
+        parts = urlsplit(url if "://" in url else f"//{url}")
+        host, port = (parts.hostname or "").lower(), parts.port
+    except ValueError:
+        raise StoreError(f"{shown(url)!r} is no URL of a store, such as https://HOST:PORT") from None
     host = f"[{host}]" if ":" in host else host
     usual = {"http": 80, "https": 443}.get(parts.scheme)
-    return f"{host}:{parts.port}" if parts.port and parts.port != usual else host
+    return f"{host}:{port}" if port and port != usual else host
 
 
 def is_amazon(host: str) -> bool:
@@ -62,40 +83,69 @@ def profile_of(site: Any, host: str, bucket: str) -> StoreProfile | None:
 
 def _same(host: str, url: str) -> bool:
     """A location's host lacks the scheme, and with it what its port usually is."""
+    named = host_of(url)
     default = {"http": 80, "https": 443}.get(urlsplit(url).scheme)
-    names = {host_of(url), f"{urlsplit(url).hostname}:{urlsplit(url).port or default}"}
+    names = {named, f"{urlsplit(url).hostname}:{urlsplit(url).port or default}"}
     return "gs://" not in (host, url) and host.lower() in names
 
 
+def check_bucket(bucket: str, location: str) -> None:
+    """Raises StoreError for what is no plain name of a bucket: SDKs take others for orders to ask another server."""
+    if not _BUCKET.fullmatch(bucket) or bucket.endswith(_OTHER_KINDS):
+        raise StoreError(f"{location}: {bucket!r} can't be a bucket: letters, digits, dots and hyphens are allowed, "
+                         "and no directory buckets or access points of Amazon's")
+
+
+def check_key(key: str, location: str) -> None:
+    """Raises StoreError for keys that would be another's where a server or a library takes them for a path, and for
+    those that can't be sent."""
+    if any(part in (".", "..") for part in key.split("/")):
+        raise StoreError(f"{location}: a key can't have `.` or `..` between its slashes")
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise StoreError(f"{location!r}: a key must be Unicode text, without halves of surrogate pairs") from None
+
+
 def check_allowed(site: Any, host: str, location: str) -> None:
-    """Raises StoreError for a host (with or without port) that the site doesn't allow, or whose address is for this
-    host alone.
+    """Raises StoreError for what is no host (with or without port), one that the site doesn't allow, or whose address
+    is link-local or otherwise such that no store can be there. Loopback is allowed, unless the site says otherwise.
 
     A message comes from a network, and so does the host it names: a cloud's metadata service, which answers whoever
     asks on this host with this host's credentials, must never be asked on its behalf.
     """
-    try:
-        parts = urlsplit(f"//{host}")
-        bare, port = parts.hostname or "", parts.port
-    except ValueError:
-        raise StoreError(f"{location}: {host!r} is no host") from None
+    # Strictly: whatever else stands there, some library would see another host in it than was checked.
+    if not (parts := _HOST.fullmatch(host)) or int(parts["port"] or 1) not in range(1, 65536):
+        raise StoreError(f"{location}: {host!r} is no host, which is NAME, NAME:PORT, [IPV6] or [IPV6]:PORT")
+    named, port = parts["name"].lower(), int(parts["port"] or 443)
+    bare = (parts["ipv6"] or named).lower()
     if site.store_endpoints is not None:
-        names = {host.lower(), bare, f"[{bare}]"}
-        if not any(fnmatchcase(name, pattern) for name in names for pattern in site.store_endpoints):
+        names = {named, f"{named}:{port}"} if parts["port"] else {named}
+        if not any(_matches(name, pattern) for name in names for pattern in site.store_endpoints):
             raise StoreError(f"{location}: this site exchanges no files with {host} (store_endpoints: "
                              f"{', '.join(site.store_endpoints) or 'none'})")
     try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(bare, port or 443, type=socket.SOCK_STREAM)}
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError) as error:
         if _is_proxied(bare):
             return  # The proxy knows the name, this host doesn't.
         lasting = isinstance(error, UnicodeError)
         raise (StoreError if lasting else Weather)(f"{location}: there is no host {host}: {error}") from None
     for text in found:
-        address: Any = ipaddress.ip_address(text.partition("%")[0])
-        address = getattr(address, "ipv4_mapped", None) or address
-        if address.is_link_local or address.is_multicast or address in _METADATA:
-            raise StoreError(f"{location}: {host} is {address}, an address at which no store may be")
+        for address in _meant(ipaddress.ip_address(text.partition("%")[0])):
+            if address.is_link_local or address.is_multicast or address.is_unspecified or address in _METADATA:
+                raise StoreError(f"{location}: {host} is {address}, an address at which no store may be")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    # What stands in [] is an address, and no set of characters.
+    return name == pattern if pattern.startswith("[") else fnmatchcase(name, pattern)
+
+
+def _meant(address: Any) -> list[Any]:
+    """An address, and those of IPv4 that it stands for."""
+    return [address, *(ipaddress.IPv4Address(int(address) >> shift & 0xFFFFFFFF)
+                       for network, shift in _IN_IPV6 if address in network)]
 
 
 def _is_proxied(host: str) -> bool:
@@ -105,9 +155,10 @@ def _is_proxied(host: str) -> bool:
 
 
 def base_url(site: Any, host: str, profile: StoreProfile | None, told: str | None, location: str) -> str:
-    """The URL of the server `host`, whose scheme the location has lost: as the message's own settings or the site
-    say, or else as a probe finds out, once. Raises StoreError."""
-    for url in (told, profile and profile.endpoint):
+    """The URL of the server `host`, whose scheme the location has lost: as the site says, of whichever bucket, or else
+    the message's own settings, or as a probe finds out, once. Raises StoreError."""
+    # The site's first: no message may have its credentials sent in clear.
+    for url in (profile and profile.endpoint, *(listed.endpoint for listed in site.stores), told):
         if url and url.startswith(("http://", "https://")) and _same(host, url):
             return f"{urlsplit(url).scheme}://{host}"
     if is_amazon(host):
@@ -117,15 +168,20 @@ def base_url(site: Any, host: str, profile: StoreProfile | None, told: str | Non
 
 def _scheme(memory: Path, host: str, location: str) -> str:
     with _lock:
-        if host in _schemes:
-            return _schemes[host]
+        probing = _probing.setdefault(host, threading.Lock())
+    with probing:
+        scheme, at = _schemes.get(host, ("", 0.0))
+        if 0 <= time.time() - at < _REMEMBERED:
+            return scheme
         known = _remembered(memory)
         if host not in known:
-            known[host] = {"scheme": _probe(host, location), "at": time.time()}
-            with suppress(OSError):  # It only saves the next process the probe.
+            found = {"scheme": _probe(host, location), "at": time.time()}
+            with _lock, suppress(OSError):  # It only saves the next process the probe.
+                known = {**_remembered(memory), host: found}
                 write_whole(memory, json.dumps(known), 0o600)
-        _schemes[host] = known[host]["scheme"]
-        return _schemes[host]
+            known = {host: found}
+        _schemes[host] = known[host]["scheme"], known[host]["at"]
+        return _schemes[host][0]
 
 
 def _remembered(memory: Path) -> dict[str, Any]:

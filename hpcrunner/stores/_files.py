@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpcrunner.errors import StoreError
+from hpcrunner.stores.base import Progress, unwatched
 from hpcrunner.units import format_size
 
 PIECE = 2**19
@@ -37,6 +39,14 @@ def require_space(path: Path, size: int) -> None:
                          "free space there, and it goes on", transient=True, errno=errno.ENOSPC)
 
 
+def write_all(fd: int, data: bytes, at: int | None = None) -> None:
+    """Raises OSError. Without `at` where the last one ended."""
+    view = memoryview(data)
+    while view:
+        count = os.write(fd, view) if at is None else os.pwrite(fd, view, at)
+        view, at = view[count:], None if at is None else at + count
+
+
 @dataclass(frozen=True)
 class Identity:
     """Tells whether a file was changed."""
@@ -57,14 +67,35 @@ def check_unchanged(fd: int, identity: Identity, path: Path) -> None:
         raise StoreError(f"{path}: changed while it was stored", transient=True)
 
 
-class Window:
-    """A part of an open file, as HTTP clients read bodies. Several windows of one file don't disturb each other."""
+@dataclass(frozen=True)
+class Digests:
+    """Of a small object, told to the store when it is sent."""
 
-    def __init__(self, fd: int, start: int, end: int) -> None:
-        self._fd, self._start, self._size, self._at = fd, start, end - start, 0
+    md5: bytes
+    sha256: str
+    """Hexadecimal."""
+
+    @classmethod
+    def of(cls, pieces: Iterable[bytes]) -> Digests:
+        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        for data in pieces:
+            sha256.update(data)
+            md5.update(data)
+        return cls(md5.digest(), sha256.hexdigest())
+
+
+class Window:
+    """A part of an open file, as HTTP clients read bodies. Several windows of one file don't disturb each other.
+
+    `progress` is asked whenever something is read, so that whoever must not send any more stops amidst a body.
+    """
+
+    def __init__(self, fd: int, start: int, end: int, progress: Progress = unwatched) -> None:
+        self._fd, self._start, self._size, self._at, self._progress = fd, start, end - start, 0, progress
 
     def read(self, size: int | None = -1) -> bytes:
         """May return more than asked for: clients ask for so little that the calls cost more than the bytes."""
+        self._progress(0)
         rest = self._size - self._at
         wanted = rest if size is None or size < 0 else min(rest, max(size, PIECE))
         data = os.pread(self._fd, wanted, self._start + self._at)

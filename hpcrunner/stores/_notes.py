@@ -6,26 +6,28 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hpcrunner.errors import StoreError
 
+Check = Callable[[list[Any]], bool]
+"""Whether lines are such as the caller writes."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """File systems without them are no reason not to work."""
 
 
 class Notes:
-    """A file of JSON lines. The first says what of; notes of anything else are void. A line that a crash tore is left
-    out, and so is what comes after it."""
+    """A file of JSON lines. The first says what of; notes of anything else are void, and so are those with lines that
+    are none of ours: a job may have written them. A line that a crash tore is left out, and what comes after it."""
 
-    def __init__(self, fd: int, path: Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, fd: int, path: Path, about: Mapping[str, Any], check: Check) -> None:
         self._fd, self._path = fd, path
         self._about = json.loads(json.dumps(about))
         found = _lines(fd)
-        self.resumed = bool(found) and found[0] == self._about
+        self.resumed = bool(found) and found[0] == self._about and check(found[1:])
         self.lines: list[Any] = found[1:] if self.resumed else []
         self.void: list[Any] = found if not self.resumed else []
         """Lines about something else, the first included."""
@@ -51,7 +53,7 @@ class Notes:
 
 
 @contextmanager
-def open_notes(path: Path, about: Mapping[str, Any]) -> Iterator[Notes]:
+def open_notes(path: Path, about: Mapping[str, Any], check: Check) -> Iterator[Notes]:
     """Only the owner may read them: an upload's name is enough to write into it.
 
     Raises StoreError if another process is at the same transfer, and OSError.
@@ -62,7 +64,7 @@ def open_notes(path: Path, about: Mapping[str, Any]) -> Iterator[Notes]:
             _lock(fd, path)
             # Another process may have been done with it, and removed it, just before it was locked.
             if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:
-                yield Notes(fd, path, about)
+                yield Notes(fd, path, about, check)
                 return
         finally:
             os.close(fd)
@@ -89,9 +91,15 @@ def _lines(fd: int) -> list[Any]:
             if not line.endswith(b"\n"):
                 break
             found.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             break
     return found
+
+
+def is_line(line: Any, *kinds: type) -> bool:
+    """Whether a line is a list of so many values, of these types."""
+    return isinstance(line, list) and len(line) == len(kinds) and all(
+        type(value) is kind for value, kind in zip(line, kinds, strict=True))
 
 
 def _encoded(line: object) -> bytes:

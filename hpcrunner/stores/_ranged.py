@@ -12,24 +12,27 @@ import os
 import threading
 from collections import deque
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hpcrunner import proc
 from hpcrunner.errors import ChangedError, StoreError
-from hpcrunner.stores._files import PIECE, disk_fault, require_space
-from hpcrunner.stores._notes import Notes, open_notes
+from hpcrunner.stores._files import PIECE, disk_fault, require_space, write_all
+from hpcrunner.stores._notes import Notes, is_line, open_notes
 from hpcrunner.stores._retry import Weather, persist
-from hpcrunner.stores.base import Progress, Stat
+from hpcrunner.stores._web import NoRanges
+from hpcrunner.stores.base import Progress, Stat, check_size, unwatched
+from hpcrunner.units import format_size
 
 _NOTED = 4 * 2**20
 """Bytes of a range that a kill may cost."""
 _TRIES = 3
 """Of an object that is replaced while it is read, or doesn't come as it was sent."""
-
-
-class NoRanges(Exception):
-    """The server knows no ranges: the whole object came, or would."""
+_MOST_RANGES = 10_000
+"""Those of a larger object are longer: whatever size a server claims, they fit into memory."""
+_LARGEST = 2**47
+"""Bytes. More than any store takes, so that whoever claims it lies."""
 
 
 class Source(Protocol):
@@ -41,27 +44,34 @@ class Source(Protocol):
     def stat_once(self, location: str) -> Stat | None: ...
 
     def chunks(self, location: str, stat: Stat, start: int, end: int) -> Generator[bytes, None, None]:
-        """Bytes from `start` up to `end` in pieces of a MiB or so. Raises ChangedError if `stat` is outdated, and
-        NoRanges."""
+        """Bytes from `start` up to `end` in small pieces. Raises ChangedError if `stat` is outdated, and NoRanges,
+        unless it is the whole object."""
         ...
 
 
-def fetch(source: Source, location: str, target: Path, *, threads: int, part: int, progress: Progress | None = None
-          ) -> Stat | None:
+def fetch(source: Source, location: str, target: Path, *, threads: int, part: int, progress: Progress = unwatched,
+          limit: int | None = None) -> Stat | None:
     """See `Store.fetch`. `part` is the length of a range in bytes."""
     digests: list[str] = []
     for _ in range(_TRIES):
-        stat = persist(lambda: source.stat_once(location))
+        stat = persist(lambda: source.stat_once(location), progress)
         if stat is None:
             for left in (_part(target), _notes(target)):
                 left.unlink(missing_ok=True)
             return None
+        check_size(location, stat.size, limit)
+        if stat.size > _LARGEST:
+            raise StoreError(f"{location}: the server says that it has {format_size(stat.size)}, which no object has")
+        step = max(part, -(-stat.size // _MOST_RANGES))
+        check = partial(_are_notes, step, stat.size)
         try:
-            with disk_fault(target), open_notes(_notes(target), _about(location, stat, part)) as notes:
-                download = _Download(source, location, stat, target, notes, part, progress)
+            with disk_fault(target), open_notes(_notes(target), _about(location, stat, step), check) as notes:
+                # Without a version nothing would tell that two ranges are of the same object.
+                download = _Download(source, location, stat, target, notes, step if stat.version else 0, progress)
                 try:
                     download.run(threads)
                 except NoRanges:
+                    download.take_back()
                     download = _Download(source, location, stat, target, notes, 0, progress)
                     download.run(1)
                 wrong = download.wrong_digest()
@@ -80,13 +90,14 @@ def fetch(source: Source, location: str, target: Path, *, threads: int, part: in
 
 
 class _Download:
+    """In ranges of `part` bytes, or with 0 in one unbroken answer, which is never gone on with."""
+
     def __init__(self, source: Source, location: str, stat: Stat, target: Path, notes: Notes, part: int,
-                 progress: Progress | None) -> None:
+                 progress: Progress) -> None:
         self._source, self._location, self._stat, self._target = source, location, stat, target
-        self._notes, self._progress = notes, progress
+        self._notes, self._progress, self._is_unbroken = notes, progress, not part
         path, step = _part(target), part or max(stat.size, 1)
-        # Without ranges there is no going on, nor without a version, as nothing would tell that it is the same object.
-        usable = notes.resumed and part and stat.version and path.exists() and path.stat().st_size == stat.size
+        usable = notes.resumed and part and path.exists() and path.stat().st_size == stat.size
         self._at = {start: start for start in range(0, stat.size, step)}
         self._end = {start: min(start + step, stat.size) for start in self._at}
         if usable:
@@ -109,14 +120,17 @@ class _Download:
         found = self._digest.hexdigest()
         return "" if found == self._expected or not self._expected else found
 
+    def take_back(self) -> None:
+        """Tells that what was moved is moved again."""
+        self._progress(-sum(at - start for start, at in self._at.items()))
+
     def run(self, threads: int) -> None:
         moved = sum(at - start for start, at in self._at.items())
         require_space(self._target, self._stat.size - moved)
         self._fd = os.open(_part(self._target), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             os.ftruncate(self._fd, self._stat.size)
-            if self._progress and moved:
-                self._progress(moved)
+            self._progress(moved)
             helpers = [threading.Thread(target=self._work, daemon=True)
                        for _ in range(min(threads, len(self._todo)) - 1)]
             for helper in helpers:
@@ -142,13 +156,17 @@ class _Download:
             except IndexError:
                 return
             try:
-                persist(lambda start=start: self._move(start), lambda start=start: self._at[start])  # type: ignore[misc]
+                persist(lambda start=start: self._move(start), self._progress,  # type: ignore[misc]
+                        lambda start=start: 0 if self._is_unbroken else self._at[start])  # type: ignore[misc]
                 self._digest_ranges()
             except Exception as error:
                 self._error = self._error or error
 
     def _move(self, start: int) -> None:
         """Goes on with one range, unless another failed."""
+        if self._is_unbroken and self._at[start] < self._end[start]:
+            self.take_back()
+            self._at[start] = start
         at, end = self._at[start], self._end[start]
         noted = at
         if self._error or at == end:
@@ -160,17 +178,16 @@ class _Download:
                     return
                 if len(chunk) > end - at:
                     raise StoreError(f"{self._location}: the server sent more than it was asked for")
-                _write(self._fd, chunk, at)
+                write_all(self._fd, chunk, at)
                 at += len(chunk)
                 self._at[start] = at
-                if self._progress:
-                    self._progress(len(chunk))
-                if at - noted >= _NOTED:
+                self._progress(len(chunk))
+                if at - noted >= _NOTED and not self._is_unbroken:
                     self._notes.add(start, at)
                     noted = at
         finally:
             chunks.close()
-            if at != noted:
+            if at != noted and not self._is_unbroken:
                 self._notes.add(start, at)
         if at != end:
             raise Weather(f"{self._location}: the connection ended before the object did")
@@ -190,16 +207,14 @@ class _Download:
             self._digesting.release()
 
 
-def _write(fd: int, data: bytes, at: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(fd, view, at)
-        view, at = view[count:], at + count
-
-
 def _about(location: str, stat: Stat, part: int) -> dict[str, object]:
     return {"location": location, "version": stat.version, "size": stat.size, "part": part, "host": proc.host_name(),
             "boot": proc.boot_id()}
+
+
+def _are_notes(step: int, size: int, lines: list[Any]) -> bool:
+    return all(is_line(line, int, int) and line[0] % step == 0 and 0 <= line[0] <= line[1] <= min(line[0] + step, size)
+               for line in lines)
 
 
 def _part(target: Path) -> Path:

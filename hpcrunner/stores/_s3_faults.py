@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hpcrunner.errors import ChangedError, StoreError
+from hpcrunner.errors import ChangedError, HpcrunnerError, StoreError
 from hpcrunner.stores._credentials import Keys
 from hpcrunner.stores._parts import UploadGone
 from hpcrunner.stores._retry import Weather
+from hpcrunner.stores._web import innermost, tls_fault
 
 _WEATHER = {"SlowDown", "SlowDownRead", "SlowDownWrite", "ServiceUnavailable", "InternalError", "RequestTimeout",
             "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded", "BandwidthLimitExceeded",
-            "OperationAborted", "RequestTimeoutException", "XMinioServerNotInitialized"}
+            "OperationAborted", "RequestTimeoutException", "XMinioServerNotInitialized",
+            # Of what was sent, not all arrived, or not as it was.
+            "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"}
+_GONE = {"NoSuchUpload", "InvalidPart", "InvalidPartOrder"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 ABSENT = {"NoSuchKey", "404", "NotFound", "NoSuchObject"}
 
@@ -23,27 +27,35 @@ ABSENT = {"NoSuchKey", "404", "NotFound", "NoSuchObject"}
 def s3_faults(location: str, host: str, bucket: str, keys: Keys) -> Iterator[None]:
     """Makes botocore's exceptions StoreErrors that say what is wrong and what would be right, without secrets."""
     from botocore import exceptions
+    from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
     try:
         yield
     except exceptions.ClientError as error:
         raise explain(error, location, host, bucket, keys) from None
-    except (exceptions.SSLError, exceptions.InvalidProxiesConfigError) as error:
-        raise StoreError(f"{location}: the certificate of {host} is not trusted: {_last(error)}; name its authority "
-                         "as ca_file in the site's `stores`") from None
+    except exceptions.SSLError as error:
+        raise tls_fault(error, location, host) from None
+    except exceptions.InvalidProxiesConfigError as error:
+        raise StoreError(f"{location}: this host's settings of a proxy can't be used: {innermost(error)}",
+                         transient=True) from None
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.CredentialRetrievalError,
             exceptions.ProfileNotFound, exceptions.TokenRetrievalError) as error:
         raise StoreError(f"{location}: the site's `stores` lists {host}, but this host's user has no credentials for "
-                         f"it ({_last(error)}); set credentials_file there, or take `sdk` out of store_credentials",
+                         f"it ({innermost(error)}); set credentials_file there, or take `sdk` out of store_credentials",
                          transient=True) from None
     except (exceptions.ConnectTimeoutError, exceptions.ReadTimeoutError) as error:
-        raise Weather(f"{location}: {host} doesn't answer: {_last(error)}") from None
+        raise Weather(f"{location}: {host} doesn't answer: {innermost(error)}") from None
     except (exceptions.HTTPClientError, exceptions.IncompleteReadError, exceptions.ResponseStreamingError,
-            HTTPError) as error:
-        raise Weather(f"{location}: the connection to {host} failed: {_last(error)}") from None
+            ResponseParserError, HTTPError) as error:
+        cause = getattr(error, "kwargs", {}).get("error")
+        if isinstance(cause, HpcrunnerError):
+            raise cause from None  # Ours, raised while the body was read.
+        raise Weather(f"{location}: the connection to {host} failed: {innermost(error)}") from None
+    except UnicodeError:
+        raise StoreError(f"{location!r}: no location in S3, as it has characters that can't be sent") from None
     except exceptions.BotoCoreError as error:
-        raise StoreError(f"{location}: {_last(error)}") from None
+        raise StoreError(f"{location}: {innermost(error)}") from None
     except RecursionError:
         # botocore asks for the bucket's region when it is redirected, and does so again when that is redirected.
         raise StoreError(f"{location}: the bucket is in another region, and {host} doesn't say in which; set `region` "
@@ -71,8 +83,8 @@ def explain(error: object, location: str, host: str, bucket: str, keys: Keys) ->
     who = keys.described
     if code in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
         return ChangedError(f"{location}: changed meanwhile")
-    if code == "NoSuchUpload":
-        return UploadGone(f"{location}: the store has forgotten the parts that were sent")
+    if code in _GONE:
+        return UploadGone(f"{location}: the store has forgotten the parts that were sent, or has others ({code})")
     if code == "NoSuchBucket":
         return StoreError(f"{location}: there is no bucket {bucket!r} at {host}; create it, or correct `bucket` in the "
                           "client's configuration")
@@ -107,13 +119,3 @@ def explain(error: object, location: str, host: str, bucket: str, keys: Keys) ->
                           "on this object is lacking, or there is no such object and the right to list the bucket is "
                           "lacking: without that, S3 says the same of what is absent")
     return StoreError(f"{location}: {host} refuses the request ({code or status}: {said})")
-
-
-def _last(error: BaseException) -> str:
-    """The innermost text. Those further out repeat the URL, whose query may be signed."""
-    inner: BaseException = error
-    while (deeper := getattr(inner, "kwargs", {}).get("error") or getattr(inner, "reason", None)
-           or inner.__cause__) and isinstance(deeper, BaseException):
-        inner = deeper
-    text = str(inner) or type(inner).__name__
-    return text.partition("?")[0][:300]

@@ -6,6 +6,7 @@ import base64
 import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
@@ -13,13 +14,15 @@ from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 from hpcrunner.errors import ChangedError, StoreError
 from hpcrunner.stores import _endpoints as endpoints
 from hpcrunner.stores import _ranged
-from hpcrunner.stores._files import disk_fault
+from hpcrunner.stores import _web as web
+from hpcrunner.stores._files import disk_fault, write_all
 from hpcrunner.stores._retry import persist
-from hpcrunner.stores._web import md5_of, pieces, request
-from hpcrunner.stores.base import Access, Content, Progress, Stat
+from hpcrunner.stores.base import Access, Content, Progress, Stat, check_record, check_size, shown, unwatched
 
 _MOST_REDIRECTS = 5
-_LARGEST_RECORD = 64 * 2**20
+_STEADY = 60.0
+"""Seconds that a time of change must be past to tell versions apart: it says only the second, and more changes may
+come within it (RFC 9110, 8.8.2.2)."""
 _SAFE = "/%:@!$&'()*+,;=~-._?"
 """Stays as it is in a URL; people write others as they are, such as blanks."""
 
@@ -36,18 +39,20 @@ class HttpStore:
     def stat(self, location: str) -> Stat | None:
         return persist(lambda: self.stat_once(location))
 
-    def fetch(self, location: str, target: Path, progress: Progress | None = None) -> Stat | None:
-        stat = self.stat(location)
+    def fetch(self, location: str, target: Path, progress: Progress | None = None, limit: int | None = None
+              ) -> Stat | None:
+        progress = progress or unwatched
+        stat = persist(lambda: self.stat_once(location), progress)
         if stat is not None and stat.size < 0:
-            return persist(lambda: self._fetch_unmeasured(location, target, progress))
+            return persist(lambda: self._fetch_unmeasured(location, target, progress, limit), progress)
         return _ranged.fetch(self, location, target, threads=self._site.transfer_threads, part=self._site.transfer_part,
-                             progress=progress)
+                             progress=progress, limit=limit)
 
     def put(self, source: Path, location: str, progress: Progress | None = None) -> None:
         raise StoreError(f"{shown(location)}: can't be written: what is named by its URL is only read; give the "
                          "artifact a place in an S3, Google or local store")
 
-    def write(self, data: bytes, location: str, replaces: str | None = None) -> None:
+    def write(self, data: bytes, location: str, replaces: str | None = None, progress: Progress | None = None) -> None:
         self.put(Path(), location)
 
     def read(self, location: str) -> Content | None:
@@ -56,12 +61,10 @@ class HttpStore:
                 if _is_absent(response):
                     return None
                 data = b""
-                for piece in pieces(response):
+                for piece in self._pieces(response, location):
                     data += piece
-                    if len(data) > _LARGEST_RECORD:
-                        raise StoreError(f"{shown(location)}: larger than {_LARGEST_RECORD >> 20} MiB, so it is no "
-                                         "record")
-                return Content(data, _version(response.headers))
+                    check_record(location, len(data))
+                return Content(data, _stat(response).version)
 
         return persist(once)
 
@@ -71,42 +74,47 @@ class HttpStore:
         with self._get(location, 0, 1) as response:
             if _is_absent(response):
                 return None
-            headers = response.headers
-            total = headers.get("Content-Range", "").rpartition("/")[2] if response.status in (206, 416) \
-                else headers.get("Content-Length", "")
-            digest = re.search(r"md5=([\w+/=]+)", headers.get("x-goog-hash", ""))
-            md5 = md5_of(digest[1] if digest else "")
-            return Stat(int(total) if total.isdigit() else -1, _version(headers), md5=md5)
+            return _stat(response)
 
     def chunks(self, location: str, stat: Stat, start: int, end: int) -> Generator[bytes, None, None]:
         is_whole = (start, end) == (0, stat.size)
         with self._get(location, *(() if is_whole else (start, end))) as response:
-            if _is_absent(response) or _version(response.headers) != stat.version or response.status == 416:
+            found = _stat(response)
+            # Without a version the size is all that may tell.
+            if (_is_absent(response) or response.status == 416 or found.size not in (stat.size, -1)
+                    or (stat.version and found.version != stat.version)):
                 raise ChangedError(f"{shown(location)}: changed while it was read")
-            if not is_whole and response.status != 206:
-                raise _ranged.NoRanges
-            yield from pieces(response)
+            if not is_whole:
+                web.check_range(response.headers.get("Content-Range"), start, end, stat.size, shown(location))
+            yield from self._pieces(response, location)
 
-    def _fetch_unmeasured(self, location: str, target: Path, progress: Progress | None) -> Stat | None:
+    def _pieces(self, response: Any, location: str) -> Iterator[bytes]:
+        return web.pieces(response, shown(location), self._site.transfer_timeout)
+
+    def _fetch_unmeasured(self, location: str, target: Path, progress: Progress, limit: int | None) -> Stat | None:
         """An answer that the server makes up as it goes, such as an archive of a repository."""
         part = target.with_name(f".{target.name}.part")
         with self._get(location) as response:
             if _is_absent(response):
                 return None
-            received = pieces(response)
             size = 0
-            with disk_fault(target):
-                writer = part.open("wb")
-            with writer:
-                for piece in received:
-                    with disk_fault(target):
-                        writer.write(piece)
-                    size += len(piece)
-                    if progress:
+            try:
+                with disk_fault(target):
+                    writer = part.open("wb", buffering=0)
+                with writer:
+                    for piece in self._pieces(response, location):
+                        check_size(location, size + len(piece), limit)
+                        with disk_fault(target):
+                            write_all(writer.fileno(), piece)
+                        size += len(piece)
                         progress(len(piece))
-            with disk_fault(target):
-                part.replace(target)
-            return Stat(size, _version(response.headers))
+                with disk_fault(target):
+                    part.replace(target)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                progress(-size)
+                raise
+            return Stat(size, _stat(response).version)
 
     @contextmanager
     def _get(self, location: str, start: int = 0, end: int = 0) -> Iterator[Any]:
@@ -114,18 +122,21 @@ class HttpStore:
         url, name = location, shown(location)
         headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-{end - 1}"} if end else {})}
         for _ in range(_MOST_REDIRECTS + 1):
-            parts = urlsplit(url)
+            parts = _parsed(url, name)
             host = parts.netloc.rpartition("@")[2]
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise StoreError(f"{name}: not a URL on the web, which is http://HOST/PATH or https://HOST/PATH")
             endpoints.check_allowed(self._site, host, name)
             profile = endpoints.profile_of(self._site, endpoints.host_of(url), "")
             clean = urlunsplit((parts.scheme, host, quote(parts.path, _SAFE), quote(parts.query, _SAFE), ""))
-            with request("GET", clean, headers={**headers, **_authorization(parts)}, shown=name,
+            with web.request("GET", clean, headers={**headers, **_authorization(parts)}, shown=name,
                          ca_file=str(profile.ca_file) if profile and profile.ca_file else None,
                          timeout=self._site.transfer_timeout) as response:
                 if response.status in (301, 302, 303, 307, 308) and response.headers.get("Location"):
-                    url = urljoin(url, response.headers["Location"])
+                    try:
+                        url = urljoin(url, response.headers["Location"])
+                    except ValueError:
+                        raise StoreError(f"{name}: {host} redirects to what is no URL") from None
                     continue
                 if response.status in (401, 403):
                     raise StoreError(f"{name}: {host} denies access (status {response.status}); put it where this host "
@@ -137,14 +148,12 @@ class HttpStore:
         raise StoreError(f"{name}: redirected more than {_MOST_REDIRECTS} times")
 
 
-def shown(location: str) -> str:
-    """Without what may be secret: a password, and a query, which may be signed."""
+def _parsed(url: str, name: str) -> Any:
     try:
-        parts = urlsplit(location)
+        url.encode()
+        return urlsplit(url)
     except ValueError:
-        raise StoreError("an artifact's location is no URL: what stands in [] must be an IPv6 address") from None
-    host = f"***@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
-    return urlunsplit((parts.scheme, host, parts.path, "***" if parts.query else "", ""))
+        raise StoreError(f"{name!r}: is no URL; what stands in [] must be an IPv6 address") from None
 
 
 def _authorization(parts: Any) -> dict[str, str]:
@@ -158,10 +167,26 @@ def _is_absent(response: Any) -> bool:
     return response.status in (404, 410)
 
 
-def _version(headers: Mapping[str, str]) -> str:
-    tag = headers.get("ETag", "")
+def _stat(response: Any) -> Stat:
+    """What an answer says of the whole object; its size is -1 if it doesn't."""
+    headers = response.headers
+    total = headers.get("Content-Range", "").rpartition("/")[2] if response.status in (206, 416) \
+        else headers.get("Content-Length", "")
+    digest = re.search(r"md5=([\w+/=]+)", headers.get("x-goog-hash", ""))
+    return Stat(size if (size := web.number(total)) is not None else -1, _version(headers, total),
+                md5=web.md5_of(digest[1] if digest else ""))
+
+
+def _version(headers: Mapping[str, str], total: str) -> str:
+    tag, changed = headers.get("ETag", ""), headers.get("Last-Modified", "")
     # A weak tag is the same for other bytes that mean the same.
-    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
+    if tag and not tag.startswith("W/"):
+        return tag
+    try:
+        age = parsedate_to_datetime(headers.get("Date", "")) - parsedate_to_datetime(changed)
+        return f"{changed}, {total}" if age.total_seconds() >= _STEADY else ""
+    except (ValueError, TypeError, OverflowError):
+        return ""
 
 
 backend = HttpStore

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat as modes
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,12 +20,21 @@ from typing import Any, BinaryIO
 
 from hpcrunner.errors import ChangedError, StoreError
 from hpcrunner.files import beside, sync_folder
-from hpcrunner.stores.base import Access, Content, Progress, Stat
+from hpcrunner.stores._files import disk_fault, write_all
+from hpcrunner.stores.base import (
+    LARGEST_RECORD,
+    Access,
+    Content,
+    Progress,
+    Stat,
+    check_record,
+    check_size,
+    unwatched,
+)
 
 _TRANSIENT = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT,
               errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ENOLCK}
-_LARGEST_RECORD = 64 * 2**20
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class LocalStore:
@@ -46,51 +56,79 @@ class LocalStore:
         except OSError as error:
             raise _failed("can't be read", location, error) from error
 
-    def fetch(self, location: str, target: Path, progress: Progress | None = None) -> Stat | None:
-        source, part = self._path(location), beside(target, "part")
-        try:
-            with source.open("rb") as reader, part.open("wb") as writer:
-                _copy(reader, writer, progress)
-                stat = _stat(os.fstat(reader.fileno()))
-            part.replace(target)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not source.exists():
+    def fetch(self, location: str, target: Path, progress: Progress | None = None, limit: int | None = None
+              ) -> Stat | None:
+        part, progress = beside(target, "part"), progress or unwatched
+        with self._opened(location) as reader:
+            if reader is None:
                 return None
-            raise _failed("can't be read", location, error) from error
-        return stat
+            stat = _stat(os.fstat(reader.fileno()))
+            check_size(location, stat.size, limit)
+            size = 0
+            try:
+                with disk_fault(target):
+                    writer = part.open("wb", buffering=0)
+                with writer:
+                    while data := _read(reader, 2**20, location):
+                        size += len(data)
+                        check_size(location, size, limit)
+                        with disk_fault(target):
+                            write_all(writer.fileno(), data)
+                        progress(len(data))
+                stat = _stat(os.fstat(reader.fileno()))
+                with disk_fault(target):
+                    part.replace(target)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            return stat
 
     def put(self, source: Path, location: str, progress: Progress | None = None) -> None:
         def copy(writer: BinaryIO) -> None:
             with source.open("rb") as reader:
-                _copy(reader, writer, progress)
+                while data := reader.read(2**20):
+                    writer.write(data)
+                    (progress or unwatched)(len(data))
 
-        self._place(location, copy)
+        self._place(location, copy, progress=progress or unwatched)
 
     def read(self, location: str) -> Content | None:
+        with self._opened(location) as reader:
+            if reader is None:
+                return None
+            data = _read(reader, LARGEST_RECORD + 1, location)
+            check_record(location, len(data))
+            return Content(data, _stat(os.fstat(reader.fileno())).version)
+
+    @contextmanager
+    def _opened(self, location: str) -> Iterator[BinaryIO | None]:
+        """None if there is no such file. Raises StoreError for what is none."""
         path = self._path(location)
         try:
-            with path.open("rb") as reader:
-                data = reader.read(_LARGEST_RECORD + 1)
-                version = _stat(os.fstat(reader.fileno())).version
+            # Whoever may write there may have put a pipe, which nobody writes to.
+            reader = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
         except (FileNotFoundError, NotADirectoryError):
-            return None
+            reader = None
         except OSError as error:
             raise _failed("can't be read", location, error) from error
-        if len(data) > _LARGEST_RECORD:
-            raise StoreError(f"{location}: larger than {_LARGEST_RECORD >> 20} MiB, so it is no record")
-        return Content(data, version)
+        if reader is None:
+            yield None
+            return
+        with reader:
+            if not modes.S_ISREG(os.fstat(reader.fileno()).st_mode):
+                raise StoreError(f"{location}: can't be read: it is no regular file")
+            yield reader
 
-    def write(self, data: bytes, location: str, replaces: str | None = None) -> None:
+    def write(self, data: bytes, location: str, replaces: str | None = None, progress: Progress | None = None) -> None:
         def check() -> None:
             stat = self.stat(location)
             if replaces is not None and (stat is None or stat.version != replaces):
                 raise ChangedError(f"{location}: changed while it was being written")
 
-        self._place(location, lambda writer: writer.write(data), check)
+        self._place(location, lambda writer: writer.write(data), check, progress or unwatched)
 
-    def _place(self, location: str, make: Callable[[BinaryIO], object], check: Callable[[], None] = lambda: None
-               ) -> None:
+    def _place(self, location: str, make: Callable[[BinaryIO], object], check: Callable[[], None] = lambda: None,
+               progress: Progress = unwatched) -> None:
         path = self._path(location)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,6 +138,7 @@ class LocalStore:
                 writer.flush()
                 # The run directory may be removed as soon as this returns.
                 os.fsync(writer.fileno())
+                progress(0)
                 check()  # As late as can be: a file system has no way to do both at once.
                 part.replace(path)
             sync_folder(path.parent)
@@ -134,18 +173,8 @@ def _own_part(path: Path, mark: str) -> Iterator[tuple[Path, BinaryIO]]:
     there are no locks, it is one of its own.
     """
     part = beside(path, f"{mark}.part")
-    descriptor = os.open(part, _FLAGS, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Its writer may have renamed or removed it just before it was locked.
-        is_own = os.path.samestat(part.lstat(), os.fstat(descriptor))
-    except (BlockingIOError, FileNotFoundError):
-        is_own = False
-    except OSError:
-        part.unlink(missing_ok=True)  # Nobody's, as nobody can have its lock.
-        is_own = False
-    if not is_own:
-        os.close(descriptor)
+    descriptor = _locked(part)
+    if descriptor is None:
         part = beside(path, f"{mark}-{uuid.uuid4().hex}.part")
         descriptor = os.open(part, _FLAGS | os.O_EXCL, 0o666)
     try:
@@ -157,15 +186,35 @@ def _own_part(path: Path, mark: str) -> Iterator[tuple[Path, BinaryIO]]:
         raise
 
 
+def _locked(part: Path) -> int | None:
+    """A descriptor of a file that is locked for this writer; None if that can't be."""
+    try:
+        descriptor = os.open(part, _FLAGS, 0o666)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its writer may have renamed it just before it was locked, or somebody linked it to what is not his.
+        there = part.lstat()
+        if os.path.samestat(there, os.fstat(descriptor)) and modes.S_ISREG(there.st_mode) and there.st_nlink == 1:
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        part.unlink(missing_ok=True)  # Nobody's, as nobody can have its lock.
+    os.close(descriptor)
+    return None
+
+
 def _stat(status: os.stat_result) -> Stat:
     return Stat(status.st_size, f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}")
 
 
-def _copy(reader: BinaryIO, writer: BinaryIO, progress: Progress | None) -> None:
-    while data := reader.read(2**20):
-        writer.write(data)
-        if progress:
-            progress(len(data))
+def _read(reader: BinaryIO, size: int, location: str) -> bytes:
+    try:
+        return reader.read(size)
+    except OSError as error:
+        raise _failed("can't be read", location, error) from error
 
 
 def _failed(what: str, location: str, error: OSError) -> StoreError:

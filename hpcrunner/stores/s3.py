@@ -7,25 +7,25 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hpcrunner.errors import ChangedError, StoreError
 from hpcrunner.stores import _endpoints as endpoints
 from hpcrunner.stores import _parts, _ranged
-from hpcrunner.stores._credentials import ANONYMOUS, Keys, find_keys
-from hpcrunner.stores._files import PIECE, Window
+from hpcrunner.stores import _web as web
+from hpcrunner.stores._credentials import Keys, find_keys
+from hpcrunner.stores._files import Digests, Window
 from hpcrunner.stores._retry import Weather, persist
+from hpcrunner.stores._s3_client import Settings, client_of, stamp_of_user
 from hpcrunner.stores._s3_faults import ABSENT, code_of, response_of, s3_faults
-from hpcrunner.stores.base import Access, Content, Progress, Stat
+from hpcrunner.stores.base import Access, Content, Progress, Stat, check_record, unwatched
 
 _AMAZON = "s3.amazonaws.com"
-_LARGEST_RECORD = 64 * 2**20
-_CONNECTIONS = 64
-"""Kept open to one server, by all transfers of the process."""
+_MOST_LISTED = 100
+"""Uploads in one answer, and answers that are asked for: those of one object are few."""
 _BUCKET_STAYS = 60.0
 """Seconds for which a bucket that was seen is taken to be there."""
 _buckets: dict[tuple[str | None, str], float] = {}
@@ -46,20 +46,21 @@ class S3Store:
     def stat(self, location: str) -> Stat | None:
         return persist(lambda: self.stat_once(location))
 
-    def fetch(self, location: str, target: Path, progress: Progress | None = None) -> Stat | None:
+    def fetch(self, location: str, target: Path, progress: Progress | None = None, limit: int | None = None
+              ) -> Stat | None:
         return _ranged.fetch(self, location, target, threads=self._site.transfer_threads, part=self._site.transfer_part,
-                             progress=progress)
+                             progress=progress or unwatched, limit=limit)
 
     def put(self, source: Path, location: str, progress: Progress | None = None) -> None:
         self._place(location)
         _parts.put(self, source, location, threads=self._site.transfer_threads, part=self._site.transfer_part,
-                   progress=progress)
+                   progress=progress or unwatched)
 
     def read(self, location: str) -> Content | None:
         return persist(lambda: self._read(location))
 
-    def write(self, data: bytes, location: str, replaces: str | None = None) -> None:
-        persist(lambda: self._write(data, location, replaces))
+    def write(self, data: bytes, location: str, replaces: str | None = None, progress: Progress | None = None) -> None:
+        persist(lambda: self._write(data, location, replaces), progress or unwatched)
 
     def stat_once(self, location: str) -> Stat | None:
         place = self._place(location)
@@ -69,7 +70,9 @@ class S3Store:
             except Exception as error:
                 self._check_absent(place, error)
                 return None
-        return _stat(answer, int(answer["ContentLength"]))
+        if (size := answer.get("ContentLength")) is None:
+            raise StoreError(f"{location}: {place.host} doesn't say how large it is, so it is no server of S3")
+        return _stat(answer, size)
 
     def chunks(self, location: str, stat: Stat, start: int, end: int) -> Generator[bytes, None, None]:
         place = self._place(location)
@@ -87,19 +90,18 @@ class S3Store:
             try:
                 if stat.version and answer.get("ETag", stat.version) != stat.version:
                     raise ChangedError(f"{location}: changed while it was read")
-                if options.get("Range") and not answer.get("ContentRange"):
-                    raise _ranged.NoRanges
-                while data := body.read(PIECE):
-                    yield data
+                if "Range" in options:
+                    web.check_range(answer.get("ContentRange"), start, end, stat.size, location)
+                elif answer.get("ContentLength", stat.size) != stat.size:
+                    raise ChangedError(f"{location}: changed while it was read")
+                yield from place.pieces(body)
             finally:
                 body.close()
 
-    def put_small(self, location: str, body: Window) -> None:
+    def put_small(self, location: str, body: Window, digests: Digests) -> None:
         place = self._place(location)
-        digests = _digests(body.pieces())
-        body.seek(0)
         with place.faults():
-            place.client.put_object(Bucket=place.bucket, Key=place.key, Body=body, **digests)
+            place.client.put_object(Bucket=place.bucket, Key=place.key, Body=body, **_told(digests))
 
     def begin(self, location: str) -> str:
         place = self._place(location)
@@ -136,11 +138,21 @@ class S3Store:
         with place.faults():
             place.client.abort_multipart_upload(Bucket=place.bucket, Key=place.key, UploadId=upload)
 
-    def unfinished(self, location: str) -> list[str]:
+    def unfinished(self, location: str, before: float) -> list[str]:
         place = self._place(location)
-        with place.faults():
-            answer = place.client.list_multipart_uploads(Bucket=place.bucket, Prefix=place.key)
-        return [str(one["UploadId"]) for one in answer.get("Uploads", []) if one["Key"] == place.key]
+        found: list[str] = []
+        marker: dict[str, str] = {}
+        for _ in range(_MOST_LISTED):
+            with place.faults():
+                answer = place.client.list_multipart_uploads(Bucket=place.bucket, Prefix=place.key,
+                                                             MaxUploads=_MOST_LISTED, **marker)
+            found += [str(one["UploadId"]) for one in answer.get("Uploads", [])
+                      if one["Key"] == place.key and one["Initiated"].timestamp() < before]
+            # Keys that only begin like this one come after it.
+            if not answer.get("IsTruncated") or answer.get("NextKeyMarker") != place.key:
+                break
+            marker = {"KeyMarker": place.key, "UploadIdMarker": answer.get("NextUploadIdMarker", "")}
+        return found
 
     def _read(self, location: str) -> Content | None:
         place = self._place(location)
@@ -152,9 +164,14 @@ class S3Store:
                 return None
             body = answer["Body"]
             try:
-                if answer["ContentLength"] > _LARGEST_RECORD:
-                    raise StoreError(f"{location}: larger than {_LARGEST_RECORD >> 20} MiB, so it is no record")
-                return Content(body.read(), str(answer.get("ETag", "")))
+                data, size = b"", answer.get("ContentLength", 0)
+                check_record(location, size)
+                for piece in place.pieces(body):
+                    data += piece
+                    check_record(location, len(data))
+                if len(data) < size:
+                    raise Weather(f"{location}: the connection ended before the object did")
+                return Content(data, str(answer.get("ETag", "")))
             finally:
                 body.close()
 
@@ -166,7 +183,7 @@ class S3Store:
             if stat is None or stat.version != replaces:
                 raise ChangedError(f"{location}: changed while it was being written")
         with place.faults():
-            options = _digests([data])
+            options = _told(Digests.of([data]))
             try:
                 condition = {"IfMatch": replaces} if replaces else {}
                 place.client.put_object(Bucket=place.bucket, Key=place.key, Body=data, **options, **condition)
@@ -202,6 +219,7 @@ class S3Store:
     def _place(self, location: str) -> _Place:
         """Raises StoreError for what is no location, or not allowed at this site."""
         host, bucket, key = _split(location)
+        endpoints.check_bucket(bucket, location)
         profile = endpoints.profile_of(self._site, host, bucket)
         keys = find_keys(self._site, self._access, profile)
         amazon = endpoints.is_amazon(host)
@@ -213,24 +231,12 @@ class S3Store:
         region = keys.region or (profile and profile.region) or endpoints.region_of(host)
         path_style = profile.path_style if profile else None
         checksums = profile.checksums if profile else None
-        settings = _Settings(
+        settings = Settings(
             url, region, keys, str(profile.ca_file) if profile and profile.ca_file else None,
             path_style if path_style is not None else url is not None,
-            checksums or ("when_required" if url else "when_supported"), self._site.transfer_timeout)
+            checksums or ("when_required" if url else "when_supported"), self._site.transfer_timeout,
+            stamp_of_user() if keys.source == "sdk" else ())
         return _Place(location, host, bucket, key, keys, settings)
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """All that a client depends on."""
-
-    url: str | None
-    region: str | None
-    keys: Keys
-    ca_file: str | None
-    path_style: bool
-    checksums: str
-    timeout: float
 
 
 @dataclass(frozen=True)
@@ -242,47 +248,23 @@ class _Place:
     bucket: str
     key: str
     keys: Keys
-    settings: _Settings = field(repr=False)
+    settings: Settings = field(repr=False)
 
     @property
     def client(self) -> Any:
-        return _client(self.settings)
+        return client_of(self.settings)
+
+    def pieces(self, body: Any) -> Iterator[bytes]:
+        return web.paced(body.read, self.location, self.settings.timeout)
 
     def faults(self) -> Any:
         return s3_faults(self.location, self.host, self.bucket, self.keys)
 
 
-@lru_cache(maxsize=32)
-def _client(settings: _Settings) -> Any:
-    """Kept, with its connections: making one takes a tenth of a second. May be used by several threads."""
-    from botocore import UNSIGNED
-    from botocore.config import Config
-    from botocore.session import Session
-
-    keys = settings.keys
-    config: dict[str, Any] = {
-        "signature_version": UNSIGNED if keys.source == ANONYMOUS else "s3v4",
-        "connect_timeout": min(settings.timeout, 20), "read_timeout": settings.timeout,
-        "max_pool_connections": _CONNECTIONS, "retries": {"mode": "standard", "total_max_attempts": 1},
-        "s3": {"addressing_style": "path" if settings.path_style else "auto"},
-        "request_checksum_calculation": settings.checksums, "response_checksum_validation": settings.checksums}
-    session = Session(profile=keys.profile)
-    explicit = {} if not keys.access_key else {
-        "aws_access_key_id": keys.access_key, "aws_secret_access_key": keys.secret_key,
-        "aws_session_token": keys.session_token or None}
-    region = settings.region or (session.get_config_variable("region") if keys.is_of_site else None) or "us-east-1"
-    return session.create_client("s3", region_name=region, endpoint_url=settings.url, verify=settings.ca_file,
-                                 config=Config(**config), **explicit)
-
-
-def _digests(pieces: Iterable[bytes]) -> dict[str, Any]:
-    """What is told of an object that goes in one piece. Given its MD5, no server takes less for all of it: SeaweedFS 4
-    stores an empty object if the connection dies before the content comes."""
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    for data in pieces:
-        sha256.update(data)
-        md5.update(data)
-    return {"ContentMD5": base64.b64encode(md5.digest()).decode(), "Metadata": {"sha256": sha256.hexdigest()}}
+def _told(digests: Digests) -> dict[str, Any]:
+    """Of an object that goes in one piece. Given its MD5, no server takes less for all of it: SeaweedFS 4 stores an
+    empty object if the connection dies before the content comes."""
+    return {"ContentMD5": base64.b64encode(digests.md5).decode(), "Metadata": {"sha256": digests.sha256}}
 
 
 def _split(location: str) -> tuple[str, str, str]:
@@ -290,6 +272,7 @@ def _split(location: str) -> tuple[str, str, str]:
     if not location.startswith("s3://") or len(parts) != 3 or not all(parts):
         raise StoreError(f"{location}: no location in S3, which is s3://HOST/BUCKET/KEY")
     host, bucket, key = parts
+    endpoints.check_key(key, location)
     if "@" in host:
         raise StoreError(f"s3://***@{host.rpartition('@')[2]}/{bucket}/{key}: a location in S3 holds no password; "
                          "credentials belong into the message's `credentials`")
