@@ -29,7 +29,13 @@ class Lock:
         self._descriptor = -1
 
     def __enter__(self) -> Lock:
-        self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            # It can still be shared there, and asked about.
+            self._descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,19 +49,28 @@ class Lock:
         return self._set(fcntl.F_RDLCK)
 
     def exclude(self) -> bool:
-        """Whether it is held alone now. Raises UnavailableError as `share` does."""
+        """Whether it is held alone now. Raises UnavailableError as `share` does, OSError on a read-only file system."""
         return self._set(fcntl.F_WRLCK)
+
+    def is_free(self) -> bool:
+        """Whether nobody else holds it just now."""
+        answer = fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, self._wanted(fcntl.F_WRLCK))
+        return bool(struct.unpack_from("h", answer)[0] == fcntl.F_UNLCK)
 
     def free(self) -> None:
         self._set(fcntl.F_UNLCK)
 
-    def _set(self, kind: int) -> bool:
+    def _wanted(self, kind: int) -> bytes:
         # struct flock of 64-bit Linux: type, whence, start, length, pid (must be 0).
-        wanted = struct.pack("hhqqixxxx", kind, os.SEEK_SET, self._at, 1, 0)
+        return struct.pack("hhqqixxxx", kind, os.SEEK_SET, self._at, 1, 0)
+
+    def _set(self, kind: int) -> bool:
         try:
-            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, wanted)
+            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, self._wanted(kind))
         except OSError as error:
             if error.errno in _BUSY:
                 return False
+            if error.errno == errno.EBADF:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self._file)) from error
             raise UnavailableError(f"{self._file}: the file system it is on has no locks ({error.strerror})") from error
         return True

@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 
+import services
+from disks import remount, small_disk
 from hpcrunner import locks
 from hpcrunner.artifacts import cache as cache_module
 from hpcrunner.artifacts import tree
@@ -36,11 +38,12 @@ from hpcrunner.engine.transfers import Transfer
 from hpcrunner.errors import ArchiveError, MessageError, StoreError
 from hpcrunner.journal.store import Journal
 from hpcrunner.locks import Lock
-from hpcrunner.stores.base import Stat
+from hpcrunner.stores.base import Stat, check_size
 from hpcrunner.stores.local import LocalStore
 from hpcrunner.wire.experiment import Artifact
 from hpcrunner.wire.message import parse
 from lab import Lab
+from storeservers import Proxy, Server
 
 TESTS = Path(__file__).parent
 
@@ -78,11 +81,12 @@ class CountingStore:
             return None
         return Stat(len(content), sha256(content).hexdigest()[:8] if self.is_versioned else "")
 
-    def fetch(self, location: str, target: Path, progress: Any = None) -> Stat | None:
+    def fetch(self, location: str, target: Path, progress: Any = None, limit: int | None = None) -> Stat | None:
         self.fetches += 1
         self.before_fetch()
         if (content := self.objects.get(location)) is None:
             return None
+        check_size(location, len(content), limit)
         part = target.with_name(f".{target.name}.part")
         part.write_bytes(content)
         part.replace(target)
@@ -436,6 +440,74 @@ def test_a_tree_that_turns_out_too_large_is_not_kept(place: Place, with_trees: N
     assert place.cache and [entry.kind for entry in place.cache.entries(parts=True)] == ["object"]
 
 
+def test_a_tree_that_is_too_large_is_not_unpacked_for_nothing_again(place: Place, with_trees: None,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    import gzip
+
+    unpacked, original = [], tree.unpack
+    monkeypatch.setattr(tree, "unpack", lambda *args: unpacked.append(args[1]) or original(*args))
+    location = place.store.put(gzip.compress(packed(zeros=bytes(3 * 2**20))))
+    for _ in range(3):
+        place.bring(location, limit=10**8)
+        place.install.cache = place.cache = Cache(place.root / "cache", 2**20)  # as the next process does
+    assert len(unpacked) == 4 and place.store.fetches == 1
+
+
+def test_a_full_disk_is_given_room_and_then_done_without(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        cache = Cache(disk / "cache", 2**30)
+        assert use(cache, "a", 300_000) and use(cache, "b", 300_000) and use(cache, "c", 500_000)
+        assert {entry.key for entry in cache.entries(parts=True)} == {"b", "c"}
+        with cache.use("c", "object", "c", 500_000, entry(500_000)) as held:
+            assert held and not use(cache, "d", 800_000)
+        assert {entry.key for entry in cache.entries(parts=True)} == {"c"}
+        (disk / "others").write_bytes(bytes(400_000))
+        assert not use(cache, "e", 900_000)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EDQUOT, "Disk quota exceeded"), StoreError("full", transient=True, errno=errno.ENOSPC)])
+def test_a_full_disk_that_shows_only_when_it_is_written(tmp_path: Path, error: Exception) -> None:
+    cache, full = Cache(tmp_path, 2**20), 1
+    assert use(cache, "a", 1000) and use(cache, "b", 1000)
+
+    def make(data: Path) -> Made:
+        nonlocal full
+        full -= 1
+        if full >= 0:
+            raise error
+        return entry(1000)(data)
+
+    with cache.use("c", "object", "c", 1000, make) as held:
+        assert held
+    assert {entry.key for entry in cache.entries(parts=True)} == {"b", "c"}
+    full = 9
+    with cache.use("d", "object", "d", 1000, make) as held:
+        assert held is None
+    assert list((tmp_path / "parts").iterdir()) == []
+
+
+def test_a_full_cache_disk_holds_up_nothing(place: Place, tmp_path: Path) -> None:
+    location = place.store.put(packed(a=b"1" * 100_000))
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        place.install.cache = place.cache = Cache(disk / "cache", 2**30)
+        assert (place.bring(location)[1] / "a").stat().st_size == 100_000
+        assert place.keys() == []
+
+
+def test_what_a_read_only_cache_has_is_used_and_the_rest_fetched(place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old, new = place.store.put(packed(a=b"old")), place.store.put(packed(a=b"new"))
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        place.install.cache = place.cache = Cache(disk / "cache", 2**20)
+        place.bring(old)
+        remount(disk, "ro")
+        for cache in (place.cache, Cache(disk / "cache", 2**20)):
+            place.install.cache = place.cache = cache
+            place.store.fetches = 0
+            assert (place.bring(old)[1] / "a").read_bytes() == b"old" and place.store.fetches == 0
+            assert (place.bring(new)[1] / "a").read_bytes() == b"new" and place.store.fetches == 1
+        assert "can't be used just now" in caplog.text and "Read-only file system" in caplog.text
+
+
 def test_what_finds_no_room_is_fetched_all_the_same(place: Place) -> None:
     place.install.cache = Cache(place.root / "small", 100)
     location = place.store.put(packed(a=b"1"))
@@ -487,11 +559,11 @@ def test_what_a_crash_of_the_host_left_is_made_again(tmp_path: Path, damage: Cal
 def test_what_may_be_unpacked_holds_for_cached_trees_too(place: Place, with_trees: None) -> None:
     location = place.store.put(packed(a=bytes(5000), b=bytes(5000)))
     with pytest.raises(ArchiveError, match=r"data: unpacks to more than the 9\.8 KiB"):
-        place.bring(location, limit=9999)
-    done, _ = place.bring(location, limit=10_000)
-    assert done and done.bytes == 10_000
+        place.bring(location, limit=10_000)
+    done, _ = place.bring(location, limit=10_000 + 2 * 4096)
+    assert done and done.bytes == 10_000 + 2 * 4096
     with pytest.raises(ArchiveError, match=r"data: unpacks to more than the 9\.8 KiB"):
-        place.bring(location, limit=9999)
+        place.bring(location, limit=10_000)
     assert place.store.fetches == 1
 
 
@@ -518,6 +590,31 @@ def test_single_files_and_what_is_not_unpacked(place: Place, with_trees: None) -
     assert place.store.fetches == 2
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_hdd_bounds_what_is_fetched_too(place: Place, cached: bool) -> None:
+    place.install.cache = place.cache if cached else None
+    plain = place.store.put(bytes(10_000), "weights.bin")
+    with pytest.raises(StoreError, match=r"data: s3://host/bucket/weights.bin has 9\.8 KiB, .*hdd of the experiment"):
+        place.bring(plain, unpack=False, limit=10_000)
+    done, _ = place.bring(plain, unpack=False, limit=10_000 + 4096)
+    assert done and done.bytes == 10_000 + 4096
+    large = place.store.put(bytes(2**25), "large.tar")
+    with pytest.raises(StoreError, match="has 32 MiB, which is more"):
+        place.bring(large, limit=10_000)
+    assert place.store.fetches == 1
+    # A store that doesn't say how large an object is.
+    place.store.stat = lambda location: Stat(-1, "1")  # type: ignore[method-assign]
+    for options in ({}, {"unpack": False}):
+        with pytest.raises(StoreError, match=r"larger than .* bytes"):
+            place.bring(large, limit=10_000, **options)
+
+
+def test_a_long_tag_is_no_long_file_name(place: Place) -> None:
+    place.install.cache = None
+    location = place.store.put(packed(a=b"1"))
+    assert (place.bring(location, tag="\U0001f600" * 63)[1] / "a").read_bytes() == b"1"
+
+
 def copied(source: Path, target: Path) -> None:
     (source / "sub" / "empty").mkdir(parents=True)
     (source / "run").write_bytes(os.urandom(300_000))
@@ -525,8 +622,13 @@ def copied(source: Path, target: Path) -> None:
     os.utime(source / "run", (10**9, 10**9))
     (source / "sub" / "nothing").touch()
     (source / "sub" / "link").symlink_to("../run")
+    (source / "sub" / "hard").hardlink_to(source / "run")
     (source / "sub").chmod(0o750)
+    for folder in ("sub/empty", "sub", "."):
+        os.utime(source / folder, (10**9, 10**9))
     assert clone_tree(source, target / "tree") == count_tree(source) == (2, 300_000)
+    assert (target / "tree" / "run").samefile(target / "tree" / "sub" / "hard")
+    assert [(target / "tree" / folder).stat().st_mtime for folder in ("sub/empty", "sub", ".")] == [10**9] * 3
     assert digest_of(source) == digest_of(target / "tree")
     assert (target / "tree" / "run").stat().st_mtime == 10**9
     copy_file(source / "run", target / "one")
@@ -656,26 +758,23 @@ import random, shutil, sys, time
 from pathlib import Path
 import test_cache
 from test_cache import *
+from hpcrunner.config.site import Site
+from hpcrunner.engine.install import open_store
+from hpcrunner.stores import _ranged
+from hpcrunner.stores.base import Access
 root, seed = Path(sys.argv[1]), int(sys.argv[2])
 tree.can_clone = lambda *_: True
 chance = random.Random(seed)
-class Slow(CountingStore):
-    def fetch(self, location, target, progress=None):
-        """In pieces, and gone on with where an earlier call was killed."""
-        content, part = self.objects[location], target.with_name(f".{target.name}.part")
-        at = part.stat().st_size if part.exists() else 0
-        if at: (root / "resumed").touch()
-        with part.open("ab") as file:
-            while at < len(content):
-                file.write(content[at:at + 20_000]); file.flush()
-                at += 20_000
-                time.sleep(0.02)
-        part.replace(target)
-        return self.stat(location)
+original = _ranged._Download.run
+def run(download, *rest):
+    if any(at > start for start, at in download._at.items()): (root / "resumed").touch()
+    original(download, *rest)
+_ranged._Download.run = run
+site = Site(state_dir=root / "state", transfer_part=32768, transfer_threads=2)
 place = Place(root / f"runs-{seed}")
 place.install.cache = place.cache = Cache(root / "cache", 900_000)
-place.store = Slow()
-locations = [place.store.put(content) for content in objects()]
+place.store = open_store(site, "http", Access(), "a test")
+locations = sys.argv[3:]
 (root / f"started-{seed}").touch()
 while True:
     number = chance.randrange(len(locations))
@@ -696,10 +795,19 @@ def objects() -> list[bytes]:
     return [packed(**files(number)) for number in range(OBJECTS)]
 
 
-def campaign(root: Path, kills: int, seed: int) -> int:
+def campaign(root: Path, server: Server, kills: int, seed: int) -> int:
     """Kills pairs of processes that share a cache in which only some of what they need has room. Returns how many
     artifacts were brought."""
     chance = random.Random(seed)
+    proxy = Proxy(server.url)
+    proxy.rate = 300_000
+    locations = []
+    for content in objects():
+        path = Path(server.told["data"], root.name, f"blobstore/{sha256(content).hexdigest()}.tar")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        os.utime(path, (10**9, 10**9))  # what was written just now may be written again unseen
+        locations.append(f"{proxy.url}/{root.name}/blobstore/{path.name}")
     right = {sha256(content).hexdigest() for content in objects()}
     folders = set()
     for number in range(OBJECTS):
@@ -711,7 +819,7 @@ def campaign(root: Path, kills: int, seed: int) -> int:
         folders.add(digest_of(source))
 
     def start(number: int) -> subprocess.Popen[str]:
-        return subprocess.Popen([sys.executable, "-c", WORKER, str(root), str(number)], text=True, stderr=subprocess.PIPE,
+        return subprocess.Popen([sys.executable, "-c", WORKER, str(root), str(number), *locations], text=True, stderr=subprocess.PIPE,
                                 env={**os.environ, "PYTHONPATH": str(TESTS)})
 
     workers = {number: start(number) for number in range(2)}
@@ -739,15 +847,18 @@ def campaign(root: Path, kills: int, seed: int) -> int:
         for worker in workers.values():
             worker.kill()
             worker.communicate()
+        proxy.close()
     return len((root / "brought").read_text())
 
 
+@pytest.mark.service("http")
 def test_kills(tmp_path: Path) -> None:
-    brought = campaign(tmp_path, 12, seed=1)
+    brought = campaign(tmp_path, services.require("http"), 12, seed=1)
     assert brought > 0 and (tmp_path / "resumed").exists()
 
 
 @pytest.mark.soak
+@pytest.mark.service("http")
 def test_many_kills(tmp_path: Path) -> None:
-    brought = campaign(tmp_path, 200, seed=2)
+    brought = campaign(tmp_path, services.require("http"), 200, seed=2)
     print(f"\nkills=200 brought={brought} wrong_entries=0")

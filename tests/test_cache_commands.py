@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from disks import remount, small_disk
 from hpcrunner.artifacts.cache import Cache, Made
 from hpcrunner.cli.main import main
 from hpcrunner.config.load import load
@@ -99,6 +100,17 @@ def test_nothing_is_made_by_looking(commands: Commands) -> None:
         assert commands.json(name, "size")["count"] == 0
         assert commands.json(name, "verify") == {"checked": 0, "wrong": []}
     assert not commands.site.state_dir.exists()
+
+
+def test_a_read_only_cache_can_be_looked_at(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
+    with small_disk(commands.site.cache_dir.parent, "1m") as disk:
+        key = commands.keep("x", 1000)
+        remount(disk, "ro")
+        assert [(item["name"], item["in_use"]) for item in commands.json("cache", "list")] == [(key, "")]
+        assert commands.json("cache", "size")["count"] == 1
+        assert commands.json("cache", "verify") == {"checked": 1, "wrong": []}
+        assert main(["cache", "prune", "--max-size", "0", "--site", str(commands.file)]) == 74
+        assert "Read-only file system" in capsys.readouterr().err
 
 
 def test_the_cache_is_listed_and_measured(commands: Commands) -> None:

@@ -575,10 +575,11 @@ def test_what_is_wrong_with_a_whole_file_system_can_be_told(tmp_path: Path, numb
         raise OSError(number, os.strerror(number))
 
     location = Place("local", tmp_path).put("key", b"data")
-    monkeypatch.setattr("hpcrunner.stores.local._copy", fail)
+    monkeypatch.setattr("hpcrunner.stores.local.write_all", fail)
     with pytest.raises(StoreError) as caught:
         store.fetch(location, tmp_path / "target")
     assert (caught.value.errno, caught.value.transient) == (number, True)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StoreError) as caught:
         store.put(tmp_path / "store" / BUCKET / "key", location)
     assert (caught.value.errno, caught.value.transient) == (number, True)

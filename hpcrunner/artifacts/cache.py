@@ -13,7 +13,9 @@ whose time is that of the last use.
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import random
 import shutil
@@ -21,15 +23,18 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hpcrunner.artifacts.digest import digest_of
-from hpcrunner.errors import HpcrunnerError, StoreError
+from hpcrunner.errors import HpcrunnerError, StoreError, UnavailableError
 from hpcrunner.locks import Lock
 
+log = logging.getLogger("hpcrunner")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _STALE = 86400.0
 """Seconds after which nobody will go on with a part."""
 _STALLED = 900.0
@@ -76,7 +81,7 @@ After a transient error what it made so far is kept for the next try."""
 
 class Cache:
     """May be used from several threads. Raises UnavailableError if `folder` is on a file system without locks,
-    OSError if it can't be written."""
+    OSError if it can't be made. From one that is read-only by now, what it has is still used."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
@@ -86,18 +91,32 @@ class Cache:
         for path in (self._entries, self._parts, self._trash):
             path.mkdir(exist_ok=True)
         self._known: dict[tuple[str, int], Entry] = {}
+        self._told = ""
         with self._lock("room") as lock:
             lock.share()
 
     @contextmanager
     def use(self, key: str, kind: str, source: str, size: int, make: Maker) -> Iterator[Entry | None]:
         """The entry of that key, made if it is not there; while another process makes it, that is waited for. It stays
-        until the end of the `with` block. None if there is no room: it is larger than the limit, or all else is in use.
+        until the end of the `with` block. None if it must be done without: it is larger than the limit, all else is in
+        use, or the disk is full or broken.
 
-        Raises what `make` raises, and StoreError (transient) if another process makes no progress.
+        Raises the HpcrunnerErrors of `make`, and StoreError (transient) if another process makes no progress.
         """
-        with self._lock(key) as lock:
-            yield self._hold(lock, Entry(key, kind, source, size, folder=self._entries / key), make)
+        with ExitStack() as held:
+            entry = None
+            try:
+                lock = held.enter_context(self._lock(key))
+                entry = self._hold(lock, Entry(key, kind, source, size, folder=self._entries / key), make)
+            except (OSError, UnavailableError, StoreError) as error:
+                held.close()
+                # A store that tells of a file system means the one where the entry is made.
+                if isinstance(error, StoreError) and not error.errno:
+                    raise
+                if str(error) != self._told:
+                    log.warning("cache_dir %s can't be used just now: %s", self.folder, error)
+                    self._told = str(error)
+            yield entry
 
     def _hold(self, lock: Lock, wanted: Entry, make: Maker) -> Entry | None:
         patience = _Patience(self._parts / wanted.key, wanted.source)
@@ -105,7 +124,8 @@ class Cache:
             if wanted.folder.exists():
                 if lock.share():
                     if entry := self._whole(wanted.folder):
-                        os.utime(wanted.folder / "entry.json")
+                        with suppress(OSError):
+                            os.utime(wanted.folder / "entry.json")
                         return replace(entry, used=time.time())
                     if wanted.folder.exists() and lock.exclude():
                         self._discard(wanted.folder)  # The host went down before all of it had reached the disk.
@@ -120,6 +140,22 @@ class Cache:
             patience.wait()
 
     def _make(self, wanted: Entry, make: Maker) -> Entry | None:
+        """Once more with more room if the disk is full: that of a quota can't be seen before."""
+        try:
+            return self._try(wanted, make)
+        except (OSError, StoreError) as error:
+            if error.errno not in _FULL:
+                raise
+            try:
+                if self._reserve(wanted, wanted.size):
+                    return self._try(wanted, make)
+            except (OSError, StoreError) as again:
+                if again.errno not in _FULL:
+                    raise
+            self._discard(self._parts / wanted.key)
+            return None
+
+    def _try(self, wanted: Entry, make: Maker) -> Entry | None:
         part = self._parts / wanted.key
         if not self._reserve(wanted):
             return None
@@ -137,8 +173,9 @@ class Cache:
         part.replace(wanted.folder)
         return entry
 
-    def _reserve(self, wanted: Entry) -> bool:
-        """Frees the bytes that an entry will take, and counts them as taken. False if that can't be."""
+    def _reserve(self, wanted: Entry, at_least: int = 0) -> bool:
+        """Frees the bytes that an entry will take, on a disk that has them, and counts them as taken. False if that
+        can't be, also if no `at_least` bytes can be freed."""
         if wanted.size > self.limit:
             return False
         part = self._parts / wanted.key
@@ -148,17 +185,31 @@ class Cache:
                 patience.wait()
             self._tidy()
             others = [entry for entry in self.entries(parts=True) if entry.key != wanted.key]
-            taken = sum(entry.size for entry in others)
+            taken, freed = sum(entry.size for entry in others), 0
+            missing = self._missing(wanted)
             for entry in others:
-                if taken + wanted.size <= self.limit:
+                if taken + wanted.size <= self.limit and missing <= 0 and freed >= at_least:
                     break
                 if self.remove(entry):
                     taken -= entry.size
-            if taken + wanted.size > self.limit:
+                    freed += entry.size
+                    missing = self._missing(wanted)
+            if taken + wanted.size > self.limit or missing > 0 or freed < at_least:
                 return False
             part.mkdir(exist_ok=True)
             _write(part, wanted)
         return True
+
+    def _missing(self, wanted: Entry) -> int:
+        """Bytes that the disk has too few for it."""
+        status, there = os.statvfs(self.folder), 0
+        part = self._parts / wanted.key
+        if (part / "data").exists():
+            return 0
+        for path in part.glob(".data*"):
+            with suppress(OSError):
+                there += path.lstat().st_blocks * 512  # of an earlier try
+        return wanted.size - there - status.f_bavail * status.f_frsize
 
     def entries(self, *, parts: bool = False) -> list[Entry]:
         """All entries, those that were used longest ago first. With `parts` also those that are not whole."""
@@ -181,7 +232,18 @@ class Cache:
     def is_in_use(self, entry: Entry) -> bool:
         """Just now."""
         with self._lock(entry.key) as lock:
-            return not lock.exclude()
+            return not lock.is_free()
+
+    def note(self, key: str, **facts: Any) -> None:
+        """Adds to the facts of an entry in use. They may be lost."""
+        with suppress(OSError), self._lock("room") as lock:
+            if lock.exclude() and (entry := self._read(str(self._entries / key))):
+                _write(entry.folder, replace(entry, facts={**entry.facts, **facts}))
+
+    def fact(self, key: str, name: str) -> Any:
+        """None if there is none."""
+        entry = self._read(str(self._entries / key))
+        return entry and entry.facts.get(name)
 
     def is_right(self, entry: Entry) -> bool:
         """Whether an entry still has the content that it was made with."""

@@ -19,14 +19,18 @@ _answers: dict[tuple[str, str], bool] = {}
 
 
 def can_clone(source: Path, target: Path) -> bool:
-    """Whether files in the folder `source` can be cloned into the folder `target`, tried once in each process."""
+    """Whether files in the folder `source` can be cloned into the folder `target`, tried once in each process. Not
+    where nothing can be written just now."""
     pair = (str(source), str(target))
     if pair not in _answers:
-        with tempfile.NamedTemporaryFile(dir=source, prefix=".clone-") as one, \
-                tempfile.NamedTemporaryFile(dir=target, prefix=".clone-") as two:
-            one.write(b"x")
-            one.flush()
-            _answers[pair] = _cloned(one.fileno(), two.fileno())
+        try:
+            with tempfile.NamedTemporaryFile(dir=source, prefix=".clone-") as one, \
+                    tempfile.NamedTemporaryFile(dir=target, prefix=".clone-") as two:
+                one.write(b"x")
+                one.flush()
+                _answers[pair] = _cloned(one.fileno(), two.fileno())
+        except OSError:
+            return False
     return _answers[pair]
 
 
@@ -38,7 +42,8 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def clone_tree(source: Path, target: Path) -> tuple[int, int]:
-    """Copies a folder, or a single file, with modes, times and links; returns the number of files and their bytes.
+    """Copies a folder, or a single file, with modes, times and links, also hard ones; returns the number of files and
+    their bytes. One that has several names counts once.
 
     What is neither file, folder nor link is left out: nothing made by `unpack` has such a thing in it.
     """
@@ -46,6 +51,7 @@ def clone_tree(source: Path, target: Path) -> tuple[int, int]:
         _clone(str(source), str(target), source.stat())
         return 1, source.stat().st_size
     files = size = 0
+    known: dict[int, str] = {}
     folders = [(str(source), str(target))]
     for old, new in folders:  # grows
         os.mkdir(new, 0o700)  # noqa: PTH102 - Path costs more than the call
@@ -58,11 +64,17 @@ def clone_tree(source: Path, target: Path) -> tuple[int, int]:
                     folders.append((entry.path, path))
                 elif entry.is_file():
                     status = entry.stat()
+                    if status.st_ino in known:
+                        os.link(known[status.st_ino], path)
+                        continue
+                    if status.st_nlink > 1:
+                        known[status.st_ino] = path
                     _clone(entry.path, path, status)
                     files, size = files + 1, size + status.st_size
     for old, new in reversed(folders):
         status = os.stat(old)  # noqa: PTH116
         os.chmod(new, stat.S_IMODE(status.st_mode))  # noqa: PTH101
+        os.utime(new, ns=(status.st_mtime_ns, status.st_mtime_ns))
     return files, size
 
 
@@ -70,9 +82,9 @@ def count_tree(root: Path) -> tuple[int, int]:
     """What `clone_tree` returns for it."""
     if not root.is_dir():
         return 1, root.stat().st_size
-    sizes = [status.st_size for folder, _, files in os.walk(root) for name in files
-             if stat.S_ISREG((status := os.lstat(f"{folder}/{name}")).st_mode)]
-    return len(sizes), sum(sizes)
+    sizes = {status.st_ino: status.st_size for folder, _, files in os.walk(root) for name in files
+             if stat.S_ISREG((status := os.lstat(f"{folder}/{name}")).st_mode)}
+    return len(sizes), sum(sizes.values())
 
 
 def _clone(source: str, target: str, status: os.stat_result) -> None:

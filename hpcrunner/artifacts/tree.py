@@ -23,16 +23,19 @@ def place_tree(cache: Cache, key: str, packed: Path, target: Path, style: TarSty
 
     Raises ArchiveError, which calls the artifact `name`, and StoreError.
     """
-    if can_clone(cache.folder, target.parent):
+    size = cache.fact(key, "unpacked") or packed.stat().st_size
+    if size <= cache.limit and can_clone(cache.folder, target.parent):
         def make(data: Path) -> Made:
             remove(data)
             done = unpack(packed, data, style, limits, name)
             files, size = count_tree(data)
+            # One that is too large for the cache is not unpacked there again.
+            cache.note(key, unpacked=size)
             return Made(size, facts={"files": files, "bytes": done.bytes, "entries": done.entries,
                                      "skipped": done.skipped})
 
         tree = sha256(f"{key}\0{style.value}".encode()).hexdigest()
-        with cache.use(tree, "tree", name, packed.stat().st_size, make) as entry:
+        with cache.use(tree, "tree", name, size, make) as entry:
             if entry is not None and (done := _cloned(entry, target, limits, name)):
                 return done
         if entry is not None:

@@ -171,7 +171,8 @@ class Site:
 
     artifact_limit: int = option(
         "100GiB", kinds.size(), heading="Files and results",
-        doc="What an experiment's files may take when they are unpacked, if it doesn't ask for disk space itself.")
+        doc="What an experiment's files may take when they are unpacked, if it doesn't ask for disk space itself. Each "
+            "file and folder counts as 4 KiB more than its content.")
     max_transfers: int = option(
         "4", kinds.integer(1),
         doc="Experiments whose files are fetched or returned at once. One more may be returned, and one more of the "

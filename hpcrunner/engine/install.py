@@ -159,14 +159,14 @@ class Install:
     def store(self, experiment: Experiment, artifact: Artifact) -> Store:
         """The store of an artifact, which must have a location. Raises StoreError for a kind that this hpcrunner
         doesn't know."""
-        from hpcrunner.stores.base import Access
+        from hpcrunner.stores.base import Access, shown
 
         assert artifact.location is not None
         scheme = artifact.location.partition(":")[0]
         config = experiment.storage
         access = Access(artifact.credentials, config.credentials if config else None, experiment.env,
                         config.endpoint if config else None)
-        return open_store(self.site, scheme, access, artifact.location)
+        return open_store(self.site, scheme, access, shown(artifact.location))
 
 
 def open_store(site: Site, kind: str, access: Access, what: str) -> Store:

@@ -21,6 +21,7 @@ from hpcrunner.config.stores import StoreProfile
 from hpcrunner.errors import StoreError
 from hpcrunner.files import write_whole
 from hpcrunner.stores._retry import Weather
+from hpcrunner.stores.base import shown
 
 _METADATA = {ipaddress.ip_address(address) for address in (
     "100.100.100.200", "fd00:ec2::254", "192.0.0.192", "168.63.129.16")}
@@ -47,12 +48,18 @@ _probing: dict[str, threading.Lock] = {}
 
 
 def host_of(url: str) -> str:
-    """`host:port` of a URL, in lower case, without a port if it is the usual one of http or https."""
-    parts = urlsplit(url if "://" in url else f"//{url}")
-    host = (parts.hostname or "").lower()
+    """`host:port` of a URL, in lower case, without a port if it is the usual one of http or https.
+
+    Raises StoreError.
+    """
+    try:
+        parts = urlsplit(url if "://" in url else f"//{url}")
+        host, port = (parts.hostname or "").lower(), parts.port
+    except ValueError:
+        raise StoreError(f"{shown(url)!r} is no URL of a store, such as https://HOST:PORT") from None
     host = f"[{host}]" if ":" in host else host
     usual = {"http": 80, "https": 443}.get(parts.scheme)
-    return f"{host}:{parts.port}" if parts.port and parts.port != usual else host
+    return f"{host}:{port}" if port and port != usual else host
 
 
 def is_amazon(host: str) -> bool:
@@ -76,8 +83,9 @@ def profile_of(site: Any, host: str, bucket: str) -> StoreProfile | None:
 
 def _same(host: str, url: str) -> bool:
     """A location's host lacks the scheme, and with it what its port usually is."""
+    named = host_of(url)
     default = {"http": 80, "https": 443}.get(urlsplit(url).scheme)
-    names = {host_of(url), f"{urlsplit(url).hostname}:{urlsplit(url).port or default}"}
+    names = {named, f"{urlsplit(url).hostname}:{urlsplit(url).port or default}"}
     return "gs://" not in (host, url) and host.lower() in names
 
 
@@ -113,7 +121,7 @@ def check_allowed(site: Any, host: str, location: str) -> None:
     bare = (parts["ipv6"] or named).lower()
     if site.store_endpoints is not None:
         names = {named, f"{named}:{port}"} if parts["port"] else {named}
-        if not any(fnmatchcase(name, pattern) for name in names for pattern in site.store_endpoints):
+        if not any(_matches(name, pattern) for name in names for pattern in site.store_endpoints):
             raise StoreError(f"{location}: this site exchanges no files with {host} (store_endpoints: "
                              f"{', '.join(site.store_endpoints) or 'none'})")
     try:
@@ -127,6 +135,11 @@ def check_allowed(site: Any, host: str, location: str) -> None:
         for address in _meant(ipaddress.ip_address(text.partition("%")[0])):
             if address.is_link_local or address.is_multicast or address.is_unspecified or address in _METADATA:
                 raise StoreError(f"{location}: {host} is {address}, an address at which no store may be")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    # What stands in [] is an address, and no set of characters.
+    return name == pattern if pattern.startswith("[") else fnmatchcase(name, pattern)
 
 
 def _meant(address: Any) -> list[Any]:

@@ -34,7 +34,7 @@ from hpcrunner.stores.base import (
 
 _TRANSIENT = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT,
               errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ENOLCK}
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class LocalStore:
@@ -173,18 +173,8 @@ def _own_part(path: Path, mark: str) -> Iterator[tuple[Path, BinaryIO]]:
     there are no locks, it is one of its own.
     """
     part = beside(path, f"{mark}.part")
-    descriptor = os.open(part, _FLAGS, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Its writer may have renamed or removed it just before it was locked.
-        is_own = os.path.samestat(part.lstat(), os.fstat(descriptor))
-    except (BlockingIOError, FileNotFoundError):
-        is_own = False
-    except OSError:
-        part.unlink(missing_ok=True)  # Nobody's, as nobody can have its lock.
-        is_own = False
-    if not is_own:
-        os.close(descriptor)
+    descriptor = _locked(part)
+    if descriptor is None:
         part = beside(path, f"{mark}-{uuid.uuid4().hex}.part")
         descriptor = os.open(part, _FLAGS | os.O_EXCL, 0o666)
     try:
@@ -194,6 +184,26 @@ def _own_part(path: Path, mark: str) -> Iterator[tuple[Path, BinaryIO]]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _locked(part: Path) -> int | None:
+    """A descriptor of a file that is locked for this writer; None if that can't be."""
+    try:
+        descriptor = os.open(part, _FLAGS, 0o666)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its writer may have renamed it just before it was locked, or somebody linked it to what is not his.
+        there = part.lstat()
+        if os.path.samestat(there, os.fstat(descriptor)) and modes.S_ISREG(there.st_mode) and there.st_nlink == 1:
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        part.unlink(missing_ok=True)  # Nobody's, as nobody can have its lock.
+    os.close(descriptor)
+    return None
 
 
 def _stat(status: os.stat_result) -> Stat:
