@@ -346,10 +346,11 @@ def test_a_host_that_does_not_answer_a_probe_holds_up_no_other(tmp_path: Path, s
     other = threading.Thread(target=lambda: done.append(_endpoints.base_url(site(tmp_path), "other", None, None, "x")))
     other.start()
     other.join(3)
+    found = list(done)
     over.set()
     thread.join()
     other.join()
-    assert done == ["http://other"] and over.is_set()
+    assert found == ["http://other"]
     assert "silent" in (tmp_path / "endpoints.json").read_text() and "other" in (tmp_path / "endpoints.json").read_text()
 
 

@@ -172,7 +172,7 @@ class NoRanges(Exception):
 def check_range(said: str | None, start: int, end: int, size: int, shown: str) -> None:
     """Whether an answer's Content-Range is that of the bytes from `start` up to `end` of `size`. Raises ChangedError if
     the object has another size by now, and NoRanges."""
-    found = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", (said or "").strip())
+    found = re.fullmatch(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})", (said or "").strip())
     if found and int(found[3]) != size:
         raise ChangedError(f"{shown}: changed while it was read")
     if not found or (int(found[1]), int(found[2])) != (start, end - 1):
@@ -180,8 +180,8 @@ def check_range(said: str | None, start: int, end: int, size: int, shown: str) -
 
 
 def number(text: str | None) -> int | None:
-    """A size in a header, or None if it is none."""
-    return int(text) if text and re.fullmatch(r"[0-9]{1,18}", text) else None
+    """A size, or a number of 64 bits such as a generation, or None if it is none."""
+    return int(text) if text and re.fullmatch(r"[0-9]{1,19}", text) else None
 
 
 def md5_of(text: str | None) -> str:

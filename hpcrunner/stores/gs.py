@@ -104,7 +104,8 @@ class GoogleStore:
                 return None
             self._check(response, location)
             entry = self._json(response, location)
-        size, generation = web.number(str(entry.get("size"))), web.number(str(entry.get("generation")))
+        # Some servers leave out what is 0.
+        size, generation = web.number(str(entry.get("size", 0))), web.number(str(entry.get("generation")))
         if size is None or generation is None:
             raise Weather(f"{location}: the server's answer says no size and generation")
         sha256 = str(endpoints.dig(entry, "metadata", "sha256") or "").lower()
