@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import re
 import shutil
@@ -14,14 +15,16 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fakes3 import FakeS3
 from hpcrunner.config.load import load
+from hpcrunner.engine import act, finish, record
 from hpcrunner.engine import outbox as outbox_module
-from hpcrunner.engine import record
+from hpcrunner.engine.actions import Retry
 from hpcrunner.engine.checkpoint import Due
 from hpcrunner.engine.install import Install
 from hpcrunner.engine.outbox import Sent, read_sent
@@ -926,6 +929,61 @@ def test_a_retry_goes_on_from_checkpoints_but_has_no_results_yet(tmp_path: Path)
                 is_new = run.key == "saved" and generation == 2
                 assert [(run_dir.experiment / tag).exists() for tag in ("retval", "_metrics", "_metadata", "output/x")] == (
                     [not is_new] * 4)
+
+
+def test_a_checkpoint_leaves_the_job_its_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                              caplog: pytest.LogCaptureFixture) -> None:
+    lab, gate = a_lab(tmp_path, checkpoint_min="1s"), Gate(monkeypatch, "put", "nowhere")
+    monkeypatch.setattr(outbox_module, "shutil", SimpleNamespace(disk_usage=lambda path: SimpleNamespace(free=3)))
+    lab.submit("e", WRITES, config={"saveWorkspaceFrequency": "1s"})
+    with install_of(lab) as install:
+        go_on(install, lambda: "the job needs what is free there, 3 bytes" in caplog.text)
+        assert not [location for location in gate.calls if "modeldir" in location]
+        run = install.journal.find("e")[0]
+        (Path(run.run_dir) / "studioml/experiments/e/modeldir/go").touch()
+        go_on(install, lambda: state(install, "e") is State.DONE)  # results are not held back by it
+    assert "second" in lab.result("e", "modeldir")
+
+
+def test_what_always_changes_is_packed_twice_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path, checkpoint_min="1s"), Gate(monkeypatch, "put", "modeldir")
+    changes = itertools.count()
+    original, packed = outbox_module.fingerprint, []
+    monkeypatch.setattr(outbox_module, "fingerprint", lambda source: replace(original(source), digest=str(next(changes))))
+    pack = outbox_module.pack
+
+    def counted(source: Path, *arguments: Any, **options: Any) -> Any:
+        packed.append(source.name)
+        return pack(source, *arguments, **options)
+
+    monkeypatch.setattr(outbox_module, "pack", counted)
+    lab.submit("e", WRITES, config={"saveWorkspaceFrequency": "1s"})
+    with install_of(lab) as install:
+        go_on(install, lambda: any("modeldir" in location for location in gate.calls))
+        assert packed.count("modeldir") == 2
+
+
+def test_the_files_of_a_lost_job_are_removed_beside_all_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = a_lab(tmp_path)
+    threads: list[str] = []
+    original = finish.remove
+
+    def remove(folder: Path, **options: Any) -> bool:
+        threads.append(threading.current_thread().name)
+        return original(folder, **options)
+
+    monkeypatch.setattr(finish, "remove", remove)
+    lab.submit("e", WRITES)
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.RUNNING)
+        lost = install.journal.find("e")[0]
+        act._retry(install, Retry(lost, "its node went down"))
+        assert threads == []
+    with install_of(lab) as install:  # also when a crash comes in between
+        go_on(install, lambda: state(install, "e") is State.RUNNING)
+        again = install.journal.find("e")[0]
+        assert again.run_dir != lost.run_dir and not Path(lost.run_dir).exists()
+        assert threads == ["transfer"]
 
 
 # -- a server that is not as it should be --

@@ -18,6 +18,8 @@ class Fingerprint:
     """Of the paths, kinds, sizes, times and inodes."""
     newest: float
     """The latest change, Unix seconds."""
+    size: int = 0
+    """Bytes of all files."""
 
     def is_settled(self, now: float) -> bool:
         """Whether any change after a look at `now` shows in another digest."""
@@ -26,7 +28,7 @@ class Fingerprint:
 
 def fingerprint(source: Path) -> Fingerprint:
     """Of a file, a link or a whole folder. What can't be looked at counts as absent."""
-    digest, newest = sha256(), 0.0
+    digest, newest, size = sha256(), 0.0, 0
     paths = [source]
     if source.is_dir() and not source.is_symlink():
         paths += (Path(folder, name) for folder, folders, files in os.walk(source) for name in [*folders, *files])
@@ -40,4 +42,5 @@ def fingerprint(source: Path) -> Fingerprint:
                  status.st_ino)
         digest.update(repr(known).encode("utf-8", "surrogateescape"))
         newest = max(newest, status.st_mtime, status.st_ctime)
-    return Fingerprint(digest.hexdigest(), newest)
+        size += status.st_size
+    return Fingerprint(digest.hexdigest(), newest, size)

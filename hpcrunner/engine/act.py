@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from hpcrunner.engine import cancel, checkpoint, ends, finish, moving, prepare, submit
+from hpcrunner.engine import cancel, checkpoint, ends, moving, prepare, submit
 from hpcrunner.engine.actions import (
     Action,
     Adopt,
@@ -165,7 +165,7 @@ def _retry(install: Install, action: Retry) -> None:
     log.warning("%s: %s", run.key, action.reason)
     # Nothing of the lost job may run on beside the new one.
     install.scheduler.cancel([install.job(run)], now=True)
-    finish.remove(install.run_dir(run).root)
+    # Its files are removed when it is staged anew (`moving`): here that could take the main thread hours.
     avoid = tuple(dict.fromkeys([*run.avoid, *([action.avoid] if action.avoid else [])]))
     install.journal.move(run, State.RECEIVED, action.reason, generation=run.generation + 1, attempt=0, run_dir="",
                          image="", tag="", job_name="", task=None, job_id="", gpu_ids=(), host="", waiting="",

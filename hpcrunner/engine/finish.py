@@ -187,9 +187,9 @@ def _keeps(install: Install, run: Run) -> bool:
     return keep == "all" or (keep == "failed" and run.outcome is not Outcome.SUCCEEDED)
 
 
-def remove(folder: Path) -> bool:
+def remove(folder: Path, *, is_said: bool = True) -> bool:
     """Removes a run directory, folders that are read-only or can't be listed in it too. Whether it is gone: what can't
-    be removed is only worth a warning."""
+    be removed is only worth a warning, if `is_said`."""
     try:
         folder.chmod(0o700)
         for path, folders, _ in os.walk(folder):
@@ -201,6 +201,7 @@ def remove(folder: Path) -> bool:
     except FileNotFoundError:
         return True
     except OSError as error:
-        log.warning("%s: can't be removed: %s", error.filename or folder, error.strerror)
+        if is_said:
+            log.warning("%s: can't be removed, which is tried again: %s", error.filename or folder, error.strerror)
         return False
     return True

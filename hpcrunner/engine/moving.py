@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ def clear(install: Install) -> None:
         if (not is_put_off and run.id not in install.transfers.under_way
                 and install.transfers.room(Urgency.REMOVAL) > 0):
             install.transfers.start(run, f"{run.key}: removing its files", Urgency.REMOVAL,
-                                    partial(_clear, install, install.run_dir(run).root),
+                                    partial(_clear, install, run, install.run_dir(run).root),
                                     partial(_cleared, install, run), partial(ends.went_wrong, install, run))
 
 
@@ -74,7 +76,15 @@ def halt(install: Install, action: Halt) -> None:
 
 def _stage(install: Install, action: Stage) -> None:
     run, experiment, run_dir = action.run, install.experiment(action.run), install.run_dir(action.run)
-    _start(install, action, "staging", lambda transfer: prepare.stage(install, experiment, run, run_dir, transfer),
+
+    def work(transfer: Transfer) -> tuple[str, ...]:
+        for root in _earlier(install, run):
+            transfer.begin(f"{run.key}: removing the files of its lost job")
+            install.journal.check_from_thread()
+            finish.remove(root)
+        return prepare.stage(install, experiment, run, run_dir, transfer)
+
+    _start(install, action, "staging", work,
            lambda notes: prepare.staged(install, install.journal.current(run), notes),
            partial(ends.went_wrong, install, run))
 
@@ -92,13 +102,21 @@ def _returned(install: Install, run: Run, returned: finish.Returned) -> None:
     clear(install)
 
 
-def _clear(install: Install, root: Path, transfer: Transfer) -> bool:
+def _earlier(install: Install, run: Run) -> list[Path]:
+    """The run directories that it had before it was run again, as far as they are still there. They go when it is
+    staged anew: there may be more in them than the main thread has time to remove, and no room for both."""
+    roots = [install.run_dir(replace(run, generation=number, run_dir="")).root for number in range(1, run.generation)]
+    return [root for root in roots if os.path.lexists(root)]
+
+
+def _clear(install: Install, run: Run, root: Path, transfer: Transfer) -> bool:
     install.journal.check_from_thread()
-    return finish.remove(root)
+    return all([finish.remove(one, is_said=not run.tries) for one in (root, *_earlier(install, run))])
 
 
 def _cleared(install: Install, run: Run, is_gone: bool) -> None:
-    changes = {"removing": False, "run_dir": ""} if is_gone else {"not_before": time.time() + _REMOVED_AGAIN}
+    changes = {"removing": False, "run_dir": ""} if is_gone else {
+        "not_before": time.time() + _REMOVED_AGAIN, "tries": run.tries + 1}
     install.journal.note(install.journal.current(run), **changes)
 
 

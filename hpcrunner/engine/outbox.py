@@ -11,6 +11,7 @@ the end everything is packed, and only a tar that the store has already, byte by
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -26,10 +27,11 @@ from hpcrunner.engine.transfers import Transfer
 from hpcrunner.errors import StoreError
 from hpcrunner.files import write_whole
 from hpcrunner.layout import RunDir
+from hpcrunner.units import format_size
 from hpcrunner.wire.experiment import Artifact, Experiment
 from hpcrunner.wire.message import safe_name
 
-_PACKS = 3
+_PACKS = 2
 """So often a folder that changes while it is packed is packed again, before it is taken as it comes."""
 
 
@@ -84,6 +86,7 @@ class Outbox:
             tar = known.tar
             if known.digest != before.digest:
                 packed = self._packed(artifact.tag)
+                _check_space(packed, before.size)
                 for _ in range(_PACKS):
                     before, at = fingerprint(source), time.time()
                     self._pack(artifact, source, packed)
@@ -164,6 +167,14 @@ class Outbox:
     def _note(self, tag: str, sent: Sent) -> None:
         self.sent[tag] = sent
         write_whole(self._run_dir.sent_file, json.dumps({tag: asdict(one) for tag, one in self.sent.items()}), 0o600)
+
+
+def _check_space(packed: Path, size: int) -> None:
+    """Raises StoreError if a checkpoint's tar would take most of what is free where the job itself writes."""
+    free = shutil.disk_usage(packed.parent).free
+    if 2 * size > free:
+        raise StoreError(f"{packed}: its tar would take {format_size(size)}, and the job needs what is free there, "
+                         f"{format_size(free)}", transient=True)
 
 
 def read_sent(path: Path) -> dict[str, Sent]:

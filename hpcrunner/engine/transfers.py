@@ -54,7 +54,6 @@ class Transfer:
     run: Run | None
     what: str
     """For the display."""
-    urgency: Urgency
     work: Callable[[Transfer], Any]
     record: Callable[[Any], object]
     """Called by the main thread with what `work` returned."""
@@ -62,6 +61,7 @@ class Transfer:
     """Called by the main thread with what `work` raised, unless it was told to stop."""
     guard: Callable[[], None]
     """Raises if this process must not touch anything any more."""
+    urgency: Urgency = Urgency.STAGE
     moved: int = 0
     """Bytes. For the display only: threads that add at the same time may lose some."""
     total: int | None = None
@@ -139,7 +139,7 @@ class Transfers:
     def start(self, run: Run | None, what: str, urgency: Urgency, work: Callable[[Transfer], Any],
               record: Callable[[Any], object], failed: Callable[[Exception], None]) -> None:
         """Has `work` done by a thread. See `Transfer` for the rest."""
-        transfer = Transfer(run, what, urgency, work, record, failed, self._guard)
+        transfer = Transfer(run, what, work, record, failed, self._guard, urgency)
         with self._changed:
             assert transfer.key not in self._all, "a run has one transfer at a time"
             self._all[transfer.key] = transfer
