@@ -8,6 +8,7 @@ The codes are those of BSD's <sysexits.h>, so that cron jobs and scripts can tel
     |-- NotFoundError       66 EX_NOINPUT    a key or a file that was named doesn't exist
     |-- UnavailableError    69 EX_UNAVAILABLE a program or a service that is needed can't be had
     |-- StoreError          74 EX_IOERR      an object can't be read or written
+    |   |-- RefusedError                     this site exchanges nothing with what a location names, or it names nothing
     |   `-- ArchiveError                     a tar can't be unpacked safely
     |-- BusyError           75 EX_TEMPFAIL   another process runs this install
     `-- ConfigError         78 EX_CONFIG     the site config or an option is wrong
@@ -52,6 +53,10 @@ class StoreError(HpcrunnerError):
         """`errno` is what a file system here said, if it was one: what is wrong with all of it is waited for."""
         super().__init__(message, transient=transient)
         self.errno = errno or 0
+
+
+class RefusedError(StoreError):
+    """No store was asked, as the location is none, or is not allowed at this site: waiting helps nobody."""
 
 
 class ChangedError(StoreError):

@@ -26,9 +26,15 @@ from hpcrunner.model import Run, State
 from hpcrunner.stores.local import LocalStore
 from hpcrunner.wire.experiment import Experiment
 from hpcrunner.wire.message import parse
-from lab import Lab
+from lab import Lab, end_jobs
 
 NOW = 1_000_000.0
+
+
+@pytest.fixture(autouse=True)
+def no_job_is_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    end_jobs(tmp_path)
 
 
 def an_experiment(tmp_path: Path, frequency: Any = None, **own: Any) -> Experiment:

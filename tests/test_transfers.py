@@ -37,7 +37,7 @@ from hpcrunner.layout import RunDir, StateDir
 from hpcrunner.model import Outcome, Run, State
 from hpcrunner.schedulers import direct
 from hpcrunner.stores.local import LocalStore
-from lab import Lab
+from lab import Lab, end_jobs
 from s3lab import InS3
 
 PATIENCE = 20.0
@@ -223,6 +223,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> None:
     lab.run_all()
 
 
+@pytest.fixture(autouse=True)
+def no_job_is_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    end_jobs(tmp_path)
+
+
 def a_lab(tmp_path: Path, **site: Any) -> Lab:
     """All of them with the same images: what is tested here is not the building."""
     return Lab(tmp_path, image_dir=str(tmp_path.parent / "images"), **site)
@@ -397,6 +403,15 @@ def test_when_patience_is_over_the_files_stay(tmp_path: Path, monkeypatch: pytes
     assert any("store is away" in note for note in run.notes) and any("files are kept in" in note for note in run.notes)
     assert (Path(run.run_dir) / "studioml/experiments/e/retval").read_text() == "1"
     assert lab.record("e")["status"] == "finished"
+
+
+def test_what_this_site_does_not_allow_is_not_waited_for(tmp_path: Path) -> None:
+    lab = a_lab(tmp_path)
+    away = {**lab.artifact("modeldir", "k", mutable=True), "qualified": "file://elsewhere/k"}
+    lab.submit("e", "open('../modeldir/m', 'w').write('2')", artifacts={"modeldir": away})
+    run = lab.run_all(timeout=60)["e"]
+    assert (run["state"], run["outcome"]) == ("done", "rejected")
+    assert "outside the folders that this site lets" in run["reason"]
 
 
 def test_results_that_were_kept_are_returned_when_somebody_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

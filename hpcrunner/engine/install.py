@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hpcrunner import plugins
 from hpcrunner.config.site import Site
-from hpcrunner.errors import StoreError, UnavailableError
+from hpcrunner.errors import RefusedError, UnavailableError
 from hpcrunner.journal.store import Journal
 from hpcrunner.layout import RunDir, StateDir
 from hpcrunner.model import Run, State
@@ -172,7 +172,7 @@ class Install:
 def open_store(site: Site, kind: str, access: Access, what: str) -> Store:
     kind = _KINDS.get(kind, kind)
     if not plugins.is_known("stores", kind):
-        raise StoreError(f"{what}: there is no store of the kind {kind!r} in this hpcrunner; it has "
+        raise RefusedError(f"{what}: there is no store of the kind {kind!r} in this hpcrunner; it has "
                          f"{', '.join(plugins.names('stores'))}")
     store: Store = plugins.load("stores", kind)(site, access)
     return store

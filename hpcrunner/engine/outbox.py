@@ -24,7 +24,7 @@ from hpcrunner.artifacts.pack import compression_for, pack
 from hpcrunner.artifacts.style import TarStyle
 from hpcrunner.engine.install import Install, log
 from hpcrunner.engine.transfers import Transfer
-from hpcrunner.errors import StoreError
+from hpcrunner.errors import RefusedError, StoreError
 from hpcrunner.files import write_whole
 from hpcrunner.layout import RunDir
 from hpcrunner.units import format_size
@@ -105,7 +105,7 @@ class Outbox:
 
         Returns what can't be sent for good, and what of it could not be read. Raises StoreError or OSError for what may
         be sent later, once all others are sent; with `is_last_try` that is not sent for good either. No refusal of a
-        store counts as its last word before: quotas are raised, keys and buckets mended.
+        store counts as its last word before: quotas are raised, keys and buckets mended. One of this site does.
         """
         problems: list[str] = []
         later: StoreError | OSError | None = None
@@ -118,11 +118,12 @@ class Outbox:
                 if not (known := self.sent.get(tag, Sent(0.0))).is_final:
                     self._finish(artifact, source, known)
             except (StoreError, OSError) as error:
-                if is_last_try:
+                if is_last_try or isinstance(error, RefusedError):
                     problems.append(f"{tag}: {error}")
-                later = later or error
+                else:
+                    later = later or error
             problems += [f"{tag}: {text}" for text in (self.sent[tag].left_out if tag in self.sent else ())]
-        if later is not None and not is_last_try:
+        if later is not None:
             raise later
         return problems
 

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hpcrunner.config.stores import StoreProfile
-from hpcrunner.errors import StoreError
+from hpcrunner.errors import RefusedError, StoreError
 from hpcrunner.files import write_whole
 from hpcrunner.stores._retry import Weather
 from hpcrunner.stores.base import shown
@@ -56,7 +56,7 @@ def host_of(url: str) -> str:
         parts = urlsplit(url if "://" in url else f"//{url}")
         host, port = (parts.hostname or "").lower(), parts.port
     except ValueError:
-        raise StoreError(f"{shown(url)!r} is no URL of a store, such as https://HOST:PORT") from None
+        raise RefusedError(f"{shown(url)!r} is no URL of a store, such as https://HOST:PORT") from None
     host = f"[{host}]" if ":" in host else host
     usual = {"http": 80, "https": 443}.get(parts.scheme)
     return f"{host}:{port}" if port and port != usual else host
@@ -92,7 +92,7 @@ def _same(host: str, url: str) -> bool:
 def check_bucket(bucket: str, location: str) -> None:
     """Raises StoreError for what is no plain name of a bucket: SDKs take others for orders to ask another server."""
     if not _BUCKET.fullmatch(bucket) or bucket.endswith(_OTHER_KINDS):
-        raise StoreError(f"{location}: {bucket!r} can't be a bucket: letters, digits, dots and hyphens are allowed, "
+        raise RefusedError(f"{location}: {bucket!r} can't be a bucket: letters, digits, dots and hyphens are allowed, "
                          "and no directory buckets or access points of Amazon's")
 
 
@@ -100,11 +100,11 @@ def check_key(key: str, location: str) -> None:
     """Raises StoreError for keys that would be another's where a server or a library takes them for a path, and for
     those that can't be sent."""
     if any(part in (".", "..") for part in key.split("/")):
-        raise StoreError(f"{location}: a key can't have `.` or `..` between its slashes")
+        raise RefusedError(f"{location}: a key can't have `.` or `..` between its slashes")
     try:
         key.encode()
     except UnicodeEncodeError:
-        raise StoreError(f"{location!r}: a key must be Unicode text, without halves of surrogate pairs") from None
+        raise RefusedError(f"{location!r}: a key must be Unicode text, without halves of surrogate pairs") from None
 
 
 def check_allowed(site: Any, host: str, location: str) -> None:
@@ -116,13 +116,13 @@ def check_allowed(site: Any, host: str, location: str) -> None:
     """
     # Strictly: whatever else stands there, some library would see another host in it than was checked.
     if not (parts := _HOST.fullmatch(host)) or int(parts["port"] or 1) not in range(1, 65536):
-        raise StoreError(f"{location}: {host!r} is no host, which is NAME, NAME:PORT, [IPV6] or [IPV6]:PORT")
+        raise RefusedError(f"{location}: {host!r} is no host, which is NAME, NAME:PORT, [IPV6] or [IPV6]:PORT")
     named, port = parts["name"].lower(), int(parts["port"] or 443)
     bare = (parts["ipv6"] or named).lower()
     if site.store_endpoints is not None:
         names = {named, f"{named}:{port}"} if parts["port"] else {named}
         if not any(_matches(name, pattern) for name in names for pattern in site.store_endpoints):
-            raise StoreError(f"{location}: this site exchanges no files with {host} (store_endpoints: "
+            raise RefusedError(f"{location}: this site exchanges no files with {host} (store_endpoints: "
                              f"{', '.join(site.store_endpoints) or 'none'})")
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM)}
@@ -134,7 +134,7 @@ def check_allowed(site: Any, host: str, location: str) -> None:
     for text in found:
         for address in _meant(ipaddress.ip_address(text.partition("%")[0])):
             if address.is_link_local or address.is_multicast or address.is_unspecified or address in _METADATA:
-                raise StoreError(f"{location}: {host} is {address}, an address at which no store may be")
+                raise RefusedError(f"{location}: {host} is {address}, an address at which no store may be")
 
 
 def _matches(name: str, pattern: str) -> bool:

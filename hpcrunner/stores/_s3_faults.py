@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hpcrunner.errors import ChangedError, HpcrunnerError, StoreError
+from hpcrunner.errors import ChangedError, HpcrunnerError, RefusedError, StoreError
 from hpcrunner.stores._credentials import Keys
 from hpcrunner.stores._parts import UploadGone
 from hpcrunner.stores._retry import Weather
@@ -53,7 +53,7 @@ def s3_faults(location: str, host: str, bucket: str, keys: Keys) -> Iterator[Non
             raise cause from None  # Ours, raised while the body was read.
         raise Weather(f"{location}: the connection to {host} failed: {innermost(error)}") from None
     except UnicodeError:
-        raise StoreError(f"{location!r}: no location in S3, as it has characters that can't be sent") from None
+        raise RefusedError(f"{location!r}: no location in S3, as it has characters that can't be sent") from None
     except exceptions.BotoCoreError as error:
         raise StoreError(f"{location}: {innermost(error)}") from None
     except RecursionError:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from hpcrunner.errors import ChangedError, StoreError
+from hpcrunner.errors import ChangedError, RefusedError, StoreError
 from hpcrunner.stores._files import PIECE
 from hpcrunner.stores._retry import Weather
 
@@ -90,7 +90,7 @@ def web_faults(shown: str, host: str) -> Iterator[None]:
     except exceptions.SSLError as error:
         raise tls_fault(error, shown, host) from None
     except (exceptions.LocationParseError, exceptions.LocationValueError, UnicodeError):
-        raise StoreError(f"{shown}: is no URL") from None
+        raise RefusedError(f"{shown}: is no URL") from None
     except exceptions.TimeoutError:
         raise Weather(f"{shown}: {host} doesn't answer") from None
     except exceptions.HTTPError as error:

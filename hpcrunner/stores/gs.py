@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from hpcrunner.errors import ChangedError, StoreError
+from hpcrunner.errors import ChangedError, RefusedError, StoreError
 from hpcrunner.stores import _endpoints as endpoints
 from hpcrunner.stores import _ranged
 from hpcrunner.stores import _web as web
@@ -315,7 +315,7 @@ def _server() -> str:
 def _split(location: str) -> tuple[str, str]:
     bucket, _, key = location.removeprefix("gs://").partition("/")
     if not location.startswith("gs://") or not bucket or not key:
-        raise StoreError(f"{location}: no location in Google storage, which is gs://BUCKET/KEY")
+        raise RefusedError(f"{location}: no location in Google storage, which is gs://BUCKET/KEY")
     endpoints.check_bucket(bucket, location)
     endpoints.check_key(key, location)
     return bucket, key

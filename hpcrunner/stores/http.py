@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
-from hpcrunner.errors import ChangedError, StoreError
+from hpcrunner.errors import ChangedError, RefusedError, StoreError
 from hpcrunner.stores import _endpoints as endpoints
 from hpcrunner.stores import _ranged
 from hpcrunner.stores import _web as web
@@ -49,7 +49,7 @@ class HttpStore:
                              progress=progress, limit=limit)
 
     def put(self, source: Path, location: str, progress: Progress | None = None) -> None:
-        raise StoreError(f"{shown(location)}: can't be written: what is named by its URL is only read; give the "
+        raise RefusedError(f"{shown(location)}: can't be written: what is named by its URL is only read; give the "
                          "artifact a place in an S3, Google or local store")
 
     def write(self, data: bytes, location: str, replaces: str | None = None, progress: Progress | None = None) -> None:
@@ -125,7 +125,7 @@ class HttpStore:
             parts = _parsed(url, name)
             host = parts.netloc.rpartition("@")[2]
             if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise StoreError(f"{name}: not a URL on the web, which is http://HOST/PATH or https://HOST/PATH")
+                raise RefusedError(f"{name}: not a URL on the web, which is http://HOST/PATH or https://HOST/PATH")
             endpoints.check_allowed(self._site, host, name)
             profile = endpoints.profile_of(self._site, endpoints.host_of(url), "")
             clean = urlunsplit((parts.scheme, host, quote(parts.path, _SAFE), quote(parts.query, _SAFE), ""))
@@ -153,7 +153,7 @@ def _parsed(url: str, name: str) -> Any:
         url.encode()
         return urlsplit(url)
     except ValueError:
-        raise StoreError(f"{name!r}: is no URL; what stands in [] must be an IPv6 address") from None
+        raise RefusedError(f"{name!r}: is no URL; what stands in [] must be an IPv6 address") from None
 
 
 def _authorization(parts: Any) -> dict[str, str]:

@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hpcrunner.errors import ChangedError, StoreError
+from hpcrunner.errors import ChangedError, RefusedError, StoreError
 from hpcrunner.files import beside, sync_folder
 from hpcrunner.stores._files import disk_fault, write_all
 from hpcrunner.stores.base import (
@@ -148,9 +148,9 @@ class LocalStore:
     def _path(self, location: str) -> Path:
         """The file of a location. Raises StoreError for one outside `store_roots`, by whatever `..` or link."""
         if not location.startswith("file:"):
-            raise StoreError(f"{location}: not a location in a local store, which begins with file:/")
+            raise RefusedError(f"{location}: not a location in a local store, which begins with file:/")
         if "\0" in location:
-            raise StoreError(f"{location!r}: a location can't hold NUL")
+            raise RefusedError(f"{location!r}: a location can't hold NUL")
         path = Path("/" + location[len("file:"):].lstrip("/"))
         try:
             real = Path(os.path.realpath(path))
@@ -160,7 +160,7 @@ class LocalStore:
             if real != root and real.is_relative_to(root):
                 return real
         allowed = ", ".join(str(root) for root in self._roots) or "none is set"
-        raise StoreError(f"{location}: outside the folders that this site lets experiments use "
+        raise RefusedError(f"{location}: outside the folders that this site lets experiments use "
                          f"(store_roots: {allowed})")
 
 

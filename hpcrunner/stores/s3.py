@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpcrunner.errors import ChangedError, StoreError
+from hpcrunner.errors import ChangedError, RefusedError, StoreError
 from hpcrunner.stores import _endpoints as endpoints
 from hpcrunner.stores import _parts, _ranged
 from hpcrunner.stores import _web as web
@@ -270,11 +270,11 @@ def _told(digests: Digests) -> dict[str, Any]:
 def _split(location: str) -> tuple[str, str, str]:
     parts = location.removeprefix("s3://").split("/", 2)
     if not location.startswith("s3://") or len(parts) != 3 or not all(parts):
-        raise StoreError(f"{location}: no location in S3, which is s3://HOST/BUCKET/KEY")
+        raise RefusedError(f"{location}: no location in S3, which is s3://HOST/BUCKET/KEY")
     host, bucket, key = parts
     endpoints.check_key(key, location)
     if "@" in host:
-        raise StoreError(f"s3://***@{host.rpartition('@')[2]}/{bucket}/{key}: a location in S3 holds no password; "
+        raise RefusedError(f"s3://***@{host.rpartition('@')[2]}/{bucket}/{key}: a location in S3 holds no password; "
                          "credentials belong into the message's `credentials`")
     return host, bucket, key
 
