@@ -31,7 +31,7 @@ from hpcrunner.engine.outbox import Sent, read_sent
 from hpcrunner.engine.prepare import stage
 from hpcrunner.engine.tick import settle, tick
 from hpcrunner.engine.transfers import Stopped, Transfer, Transfers, Urgency
-from hpcrunner.errors import BusyError, StoreError, UnavailableError
+from hpcrunner.errors import BusyError, RefusedError, StoreError, UnavailableError
 from hpcrunner.journal.store import Journal
 from hpcrunner.layout import RunDir, StateDir
 from hpcrunner.model import Outcome, Run, State
@@ -405,13 +405,16 @@ def test_when_patience_is_over_the_files_stay(tmp_path: Path, monkeypatch: pytes
     assert lab.record("e")["status"] == "finished"
 
 
-def test_what_this_site_does_not_allow_is_not_waited_for(tmp_path: Path) -> None:
-    lab = a_lab(tmp_path)
-    away = {**lab.artifact("modeldir", "k", mutable=True), "qualified": "file://elsewhere/k"}
-    lab.submit("e", "open('../modeldir/m', 'w').write('2')", artifacts={"modeldir": away})
-    run = lab.run_all(timeout=60)["e"]
-    assert (run["state"], run["outcome"]) == ("done", "rejected")
-    assert "outside the folders that this site lets" in run["reason"]
+def test_what_this_site_does_not_allow_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, gate = a_lab(tmp_path), Gate(monkeypatch, "put", "retval")
+    gate.fails = RefusedError("this site exchanges no files with it")
+    lab.submit("e", "open('../retval', 'w').write('1'); open('../modeldir/m', 'w').write('2')")
+    with install_of(lab) as install:
+        go_on(install, lambda: state(install, "e") is State.DONE)
+    run = lab.status()["e"]
+    assert "this site exchanges no files with it" in run["notes"][0] and run["outcome"] == "succeeded"
+    assert lab.result("e", "modeldir") == {"m": b"2"}
+    assert list((lab.state / "runs").iterdir()), "the only copy"
 
 
 def test_results_that_were_kept_are_returned_when_somebody_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
