@@ -33,8 +33,11 @@ FILES = 2000
 BUCKET = "bench"
 
 OURS = """
-import re, sys, tarfile
+import re, sys
 from pathlib import Path
+from hpcrunner.artifacts.pack import pack
+from hpcrunner.artifacts.style import TarStyle
+from hpcrunner.artifacts.unpack import Limits, unpack
 from hpcrunner.config.site import Site
 from hpcrunner.engine.install import open_store
 from hpcrunner.stores.base import Access
@@ -49,14 +52,12 @@ if what == "up":
 elif what == "down":
     store.fetch(location, path)
 elif what == "pack-up":
-    with tarfile.open(tar, "w") as archive:
-        archive.add(path, "")
+    pack(path, tar, TarStyle.NEW)
     store.put(tar, location)
     tar.unlink()
 else:
     store.fetch(location, tar)
-    with tarfile.open(tar) as archive:
-        archive.extractall(path, filter="data")
+    unpack(tar, path, TarStyle.NEW, Limits(2 * 2**30))
     tar.unlink()
 print(re.search(r"VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())[1])
 """
