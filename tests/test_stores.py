@@ -364,14 +364,19 @@ def test_an_upload_of_a_file_that_is_another_by_now_starts_anew(proxied: Place, 
 @each(("seaweedfs",))  # moto says of all that they were begun in 2010.
 def test_parts_of_an_upload_whose_name_was_never_noted_go_with_a_later_one(place: Place, key: str,
                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not before a day is over, as somebody else may be at it."""
+    """Where one was noted, all others count as ours when they are a day old: somebody else may be at it."""
     s3, source = client(place.server), place.tmp / "source"
     s3.create_multipart_upload(Bucket=BUCKET, Key=key)
     s3.create_multipart_upload(Bucket=BUCKET, Key=f"{key}.other")
     source.write_bytes(noise(LARGE))
-    for after, left_over in ((86400.0, [key, f"{key}.other"]), (-60.0, [f"{key}.other"])):
+    noted = '{"location": "of another"}\n["gone"]\n'
+    for notes, after, left_over in ((noted, 86400.0, [key, f"{key}.other"]), (noted, -60.0, [f"{key}.other"]),
+                                    ("", 86400.0, [f"{key}.other"])):
+        if not notes:
+            s3.create_multipart_upload(Bucket=BUCKET, Key=key)
+            time.sleep(1.1)  # The server tells whole seconds.
         monkeypatch.setattr("hpcrunner.stores._parts._STRAY_AFTER", after)
-        (place.tmp / ".source.upload").touch()
+        (place.tmp / ".source.upload").write_text(notes)
         place.store.put(source, place.location(key))
         uploads = s3.list_multipart_uploads(Bucket=BUCKET)["Uploads"]
         assert sorted(upload["Key"] for upload in uploads if upload["Key"].startswith(key)) == left_over

@@ -1030,7 +1030,7 @@ def test_who_lost_the_lease_in_a_pause_overwrites_nothing(tmp_path: Path, server
     lab = an_s3_lab(tmp_path, server, transfer_part="5MiB", transfer_threads=3)
     size = 12 * 2**20 if "upload" in refused or "part" in refused else 1
     with pytest.raises(BusyError, match="took over"), install_of(lab) as install:
-        lab.submit("e", f"open('../retval', 'w').write('x' * {size})")
+        lab.submit("e", f"import time; time.sleep(3); open('../retval', 'w').write('x' * {size})")
         go_on(install, lambda: state(install, "e") is State.RUNNING and install.journal.find("e")[0].told == "running")
         server.is_busy = lambda request: bool(re.match(refused.replace("?", r"\?"), request))
         end = time.monotonic() + 60

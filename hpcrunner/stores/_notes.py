@@ -21,7 +21,9 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 class Notes:
     """A file of JSON lines. The first says what of; notes of anything else are void, and so are those with lines that
-    are none of ours: a job may have written them. A line that a crash tore is left out, and what comes after it."""
+    are none of ours: a job may have written them. A line that a crash tore is left out, and what comes after it.
+
+    Unless they are `resumed`, void notes stay in the file until `restart`, which comes before `add`."""
 
     def __init__(self, fd: int, path: Path, about: Mapping[str, Any], check: Check) -> None:
         self._fd, self._path = fd, path
@@ -33,8 +35,6 @@ class Notes:
         """Lines about something else, the first included."""
         if self.resumed:
             self._write([self._about, *self.lines])  # Without what was torn.
-        else:
-            self.restart()
 
     def add(self, *line: object) -> None:
         os.write(self._fd, _encoded(line))

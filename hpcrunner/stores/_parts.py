@@ -78,21 +78,23 @@ def put(sink: Sink, source: Path, location: str, *, threads: int, part: int, pro
                 progress(identity.size)
                 if was_interrupted:
                     with open_notes(file, {}, lambda lines: False) as notes:
-                        _abort_strays(sink, location, notes)
+                        _end_strays(sink, location, notes)
                         notes.drop()
                 return
             step = max(part, -(-identity.size // _MOST_PARTS))
             about = {"location": location, "part": step, **asdict(identity)}
             check = partial(_are_notes, -(-identity.size // step))
             with open_notes(file, about, check) as notes:
+                if not notes.lines:
+                    if was_interrupted:
+                        _end_strays(sink, location, notes)  # Before they are forgotten.
+                    notes.restart()
                 upload = _Upload(sink, location, fd, source, identity, notes, step, progress)
                 try:
                     upload.run(threads)
                 except UploadGone:
                     notes.restart()
                     _Upload(sink, location, fd, source, identity, notes, step, progress).run(threads)
-                if was_interrupted:
-                    _abort_strays(sink, location, notes)
                 notes.drop()
         finally:
             os.close(fd)
@@ -188,13 +190,15 @@ def _are_notes(count: int, lines: list[Any]) -> bool:
                                                         for line in lines[1:]))
 
 
-def _abort_strays(sink: Sink, location: str, notes: Notes) -> None:
-    """Ends what interrupted tries have left of an object that is whole by now: stores charge for parts until somebody
-    does. The store is asked, if it tells us, since a kill may come before the upload's name is noted; a young one of
-    those may be another's, who is at it."""
-    strays = [notes.void[1][0]] if len(notes.void) > 1 and is_line(notes.void[1], str) else []
+def _end_strays(sink: Sink, location: str, notes: Notes) -> None:
+    """Ends what interrupted tries have left: stores charge for parts until somebody does.
+
+    If none is noted, a try was killed before it could note the name, and the store is asked, if it tells us: a young
+    one may be ours. Else only what is old counts, as somebody else may be at it.
+    """
+    noted = [notes.void[1][0]] if len(notes.void) > 1 and is_line(notes.void[1], str) else []
     with contextlib.suppress(StoreError):
-        strays += sink.unfinished(location, time.time() - _STRAY_AFTER)
-    for upload in dict.fromkeys(strays):
+        noted += sink.unfinished(location, time.time() - (_STRAY_AFTER if noted else 0.0))
+    for upload in dict.fromkeys(noted):
         with contextlib.suppress(StoreError):
             sink.abort(location, upload)

@@ -158,6 +158,8 @@ class GoogleStore:
         have the session's URL and that."""
         about = {"location": location, **asdict(identity)}
         with open_notes(source.with_name(f".{source.name}.upload"), about, _are_notes) as notes:
+            if not notes.lines:
+                notes.restart()
             try:
                 self._send(fd, identity, source, location, notes, progress)
             except _SessionGone:
