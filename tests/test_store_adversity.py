@@ -479,8 +479,7 @@ def test_damaged_notes_of_an_upload_are_void(tmp_path: Path, server: Scripted, l
     plant(file, location, *lines, part=5 * MIB)
     server.answer = multipart
     s3(tmp_path, server).put(file, location)
-    # The store is asked what was left; then all of it is sent, from the beginning.
-    assert [asked[1] for asked in server.asked if not asked[1].startswith("/bucket?uploads")][0] == "/bucket/key?uploads"
+    assert "/bucket/key?uploads" in [asked[1] for asked in server.asked], "a new one is begun"
     assert not (tmp_path / ".file.upload").exists()
 
 
