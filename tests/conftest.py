@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import services
@@ -30,6 +32,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("service"):
         for name in mark.args:
             services.require(name)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither the keys of who runs the tests, nor what other tests found out of servers, nor pauses."""
+    from hpcrunner.stores import _endpoints
+
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "aws"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "STORAGE_EMULATOR_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("hpcrunner.stores._retry._FIRST_PAUSE", 0.001)
+    _endpoints._schemes.clear()
 
 
 @pytest.fixture(scope="session")

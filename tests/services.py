@@ -12,10 +12,12 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -108,11 +110,44 @@ def _store_server(name: str) -> storeservers.Server:
     raise Missing(_cannot[name])
 
 
+@cache
+def _file_system(kind: str) -> str:
+    """The program that makes one, by path. Raises Missing unless one can be mounted from a file."""
+    make = shutil.which(f"mkfs.{kind}", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if make is None:
+        raise Missing(f"there is no mkfs.{kind}")
+    if os.geteuid() != 0:
+        raise Missing("only root can mount it")
+    with TemporaryDirectory() as work:
+        try:
+            with mounted(make, Path(work)):
+                return make
+        except subprocess.CalledProcessError as error:
+            raise Missing(f"can't be mounted here: {error.stderr.strip()}") from error
+
+
+@contextmanager
+def mounted(make: str, folder: Path) -> Iterator[Path]:
+    """A file system of 400 MiB on a loop device in `folder`. Raises CalledProcessError."""
+    image, root = folder / "disk", folder / "mounted"
+    root.mkdir()
+    with image.open("wb") as disk:
+        disk.truncate(400 * 2**20)
+    for command in ([make, "-q", str(image)], ["mount", "-o", "loop", str(image), str(root)]):
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    try:
+        yield root
+    finally:
+        subprocess.run(["umount", str(root)], check=True)
+
+
+CLONING = ("btrfs", "xfs")
+"""File systems on which files can share blocks."""
 STORES = ("seaweedfs", "moto", "rclone-s3", "http", "fake-gcs", "gcs-emulator")
 """Servers of stores, each started by the first test that needs it."""
 SERVICES: dict[str, Callable[[], object]] = {
     "apptainer": apptainer, "studioml": studioml, "studioml-old": studioml_old, "slurm": slurm, "slurm-plain": slurm_plain,
-    **{name: partial(_store_server, name) for name in STORES}}
+    **{name: partial(_store_server, name) for name in STORES}, **{name: partial(_file_system, name) for name in CLONING}}
 
 
 def required() -> set[str]:

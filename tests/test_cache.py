@@ -649,24 +649,13 @@ def test_copies_of_trees_are_exact(tmp_path: Path) -> None:
             shutil.rmtree(other)
 
 
-@pytest.fixture(params=["btrfs", "xfs"])
+@pytest.fixture(params=services.CLONING)
 def cloning(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A file system that can clone, on a loop device."""
-    make = shutil.which(f"mkfs.{request.param}")
-    if os.geteuid() or not make:
-        pytest.skip(f"needs root and mkfs.{request.param}")
-    image, folder = tmp_path / "disk", tmp_path / "mounted"
-    folder.mkdir()
-    with image.open("wb") as disk:
-        disk.truncate(400 * 2**20)
-    subprocess.run([make, "-q", str(image)], check=True, capture_output=True)
-    done = subprocess.run(["mount", "-o", "loop", str(image), str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"can't mount {request.param}: {done.stderr.strip()}")
-    try:
+    """A file system that can clone."""
+    make = services.require(request.param)
+    assert isinstance(make, str)
+    with services.mounted(make, tmp_path) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_trees_share_their_blocks_where_the_file_system_can(cloning: Path) -> None:

@@ -250,7 +250,7 @@ def test_a_file_that_is_missing_a_folder_or_unreadable(tmp_path: Path, write: Wr
     path = write(QUEUES)
     path.chmod(0)
     if os.access(path, os.R_OK):
-        pytest.skip("root reads everything")
+        pytest.skip("root reads every file: run the tests as another user to see this one")
     assert problems(path) == ["site.yaml: can't be read: Permission denied"]
 
 

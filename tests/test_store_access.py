@@ -22,19 +22,8 @@ from hpcrunner.stores import _endpoints
 from hpcrunner.stores._credentials import find_keys, find_service_account
 from hpcrunner.stores.base import Access
 
+pytestmark = pytest.mark.usefixtures("alone")
 PAIR = {"access_key": "A", "secret_access_key": "S"}
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither the keys of who runs the tests, nor what other tests found out, nor pauses."""
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "aws"))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "STORAGE_EMULATOR_HOST"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("hpcrunner.stores._retry._FIRST_PAUSE", 0.001)
-    _endpoints._schemes.clear()
 
 
 class Answers:

@@ -34,16 +34,8 @@ OLD = "Mon, 02 Jan 2023 10:00:00 GMT"
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither the keys of who runs the tests, nor what other tests found out, nor pauses."""
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "aws"))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "STORAGE_EMULATOR_HOST"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("hpcrunner.stores._retry._FIRST_PAUSE", 0.001)
+def three_tries(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpcrunner.stores._retry.TRIES", 3)
-    _endpoints._schemes.clear()
 
 
 class Scripted:

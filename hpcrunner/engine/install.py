@@ -173,7 +173,7 @@ def open_store(site: Site, kind: str, access: Access, what: str) -> Store:
     kind = _KINDS.get(kind, kind)
     if not plugins.is_known("stores", kind):
         raise RefusedError(f"{what}: there is no store of the kind {kind!r} in this hpcrunner; it has "
-                         f"{', '.join(plugins.names('stores'))}")
+                           f"{', '.join(plugins.names('stores'))}")
     store: Store = plugins.load("stores", kind)(site, access)
     return store
 

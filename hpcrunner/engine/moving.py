@@ -29,7 +29,7 @@ def start(install: Install, actions: list[Action]) -> int:
     begun = 0
     for action in sorted(actions, key=lambda action: _URGENCY[type(action)]):
         if install.transfers.room(_URGENCY[type(action)]) <= 0:
-            continue
+            break  # Nor is there for anything less urgent.
         begun += 1
         install.journal.check()
         try:

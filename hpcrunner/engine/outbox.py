@@ -105,7 +105,8 @@ class Outbox:
 
         Returns what can't be sent for good, and what of it could not be read. Raises StoreError or OSError for what may
         be sent later, once all others are sent; with `is_last_try` that is not sent for good either. No refusal of a
-        store counts as its last word before: quotas are raised, keys and buckets mended. One of this site does.
+        store counts as its last word before: quotas are raised, keys and buckets mended. What this site itself refuses
+        is never sent.
         """
         problems: list[str] = []
         later: StoreError | OSError | None = None
