@@ -503,6 +503,16 @@ def test_parts_that_the_store_has_otherwise_are_sent_anew(tmp_path: Path, server
     assert server.methods.count("PUT") == 4
 
 
+@pytest.mark.parametrize(("status", "code"), [(403, "QuotaExceeded"), (507, "InsufficientStorage")])
+def test_a_store_that_is_full_says_so_and_is_tried_later(tmp_path: Path, server: Scripted, status: int, code: str) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    server.answer = lambda handler, body: reply(handler, status, f"<Error><Code>{code}</Code></Error>".encode())
+    with pytest.raises(StoreError, match="a quota is used up; make room there") as raised:
+        s3(tmp_path, server).put(file, f"s3://{server.host}/bucket/key")
+    assert raised.value.transient and len(server.asked) == 1
+
+
 @pytest.mark.parametrize("code", ["IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"])
 def test_a_body_that_came_damaged_is_sent_again(tmp_path: Path, server: Scripted, code: str) -> None:
     server.answer = lambda handler, body: reply(handler, 400, f"<Error><Code>{code}</Code></Error>".encode()) \

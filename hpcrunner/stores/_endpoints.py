@@ -93,7 +93,7 @@ def check_bucket(bucket: str, location: str) -> None:
     """Raises StoreError for what is no plain name of a bucket: SDKs take others for orders to ask another server."""
     if not _BUCKET.fullmatch(bucket) or bucket.endswith(_OTHER_KINDS):
         raise RefusedError(f"{location}: {bucket!r} can't be a bucket: letters, digits, dots and hyphens are allowed, "
-                         "and no directory buckets or access points of Amazon's")
+                           "and no directory buckets or access points of Amazon's")
 
 
 def check_key(key: str, location: str) -> None:
@@ -123,7 +123,7 @@ def check_allowed(site: Any, host: str, location: str) -> None:
         names = {named, f"{named}:{port}"} if parts["port"] else {named}
         if not any(_matches(name, pattern) for name in names for pattern in site.store_endpoints):
             raise RefusedError(f"{location}: this site exchanges no files with {host} (store_endpoints: "
-                             f"{', '.join(site.store_endpoints) or 'none'})")
+                               f"{', '.join(site.store_endpoints) or 'none'})")
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError) as error:

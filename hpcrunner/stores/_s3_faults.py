@@ -18,6 +18,7 @@ _WEATHER = {"SlowDown", "SlowDownRead", "SlowDownWrite", "ServiceUnavailable", "
             "OperationAborted", "RequestTimeoutException", "XMinioServerNotInitialized",
             # Of what was sent, not all arrived, or not as it was.
             "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"}
+_FULL = {"QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull", "InsufficientStorage"}
 _GONE = {"NoSuchUpload", "InvalidPart", "InvalidPartOrder"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 ABSENT = {"NoSuchKey", "404", "NotFound", "NoSuchObject"}
@@ -106,13 +107,16 @@ def explain(error: object, location: str, host: str, bucket: str, keys: Keys) ->
             "HTTPHeaders", {}).get("x-amz-bucket-region")
         return StoreError(f"{location}: the bucket is in another region{f', {right}' if right else ''} ({code}: "
                           f"{said}); set `region` in the site's `stores` or in the message's credentials")
+    if code in _FULL or status == 507:
+        return StoreError(f"{location}: {host} takes no more ({code or status}{said and f': {said}'}): its disk is full, "
+                          "or a quota is used up; make room there, or have the quota raised", transient=True)
     if code in _WEATHER or (status >= 500 and status != 501):
         return Weather(f"{location}: {host} is in trouble ({code or status}: {said})")
     if status == 429:
         return Weather(f"{location}: {host} asks for less haste ({code or status})")
-    if code in ("InvalidObjectState",):
+    if code == "InvalidObjectState":
         return StoreError(f"{location}: the object is archived ({code}); restore it in the store first")
-    if code in ("EntityTooLarge",):
+    if code == "EntityTooLarge":
         return StoreError(f"{location}: too large for {host} ({code}: {said}); set a larger `transfer_part`")
     if status == 403 or code in ("AccessDenied", "403", "AllAccessDisabled"):
         return StoreError(f"{location}: {host} denies access to {who} ({code}{said and f': {said}'}). Either a right "

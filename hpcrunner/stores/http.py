@@ -50,7 +50,7 @@ class HttpStore:
 
     def put(self, source: Path, location: str, progress: Progress | None = None) -> None:
         raise RefusedError(f"{shown(location)}: can't be written: what is named by its URL is only read; give the "
-                         "artifact a place in an S3, Google or local store")
+                           "artifact a place in an S3, Google or local store")
 
     def write(self, data: bytes, location: str, replaces: str | None = None, progress: Progress | None = None) -> None:
         self.put(Path(), location)

@@ -161,7 +161,7 @@ class LocalStore:
                 return real
         allowed = ", ".join(str(root) for root in self._roots) or "none is set"
         raise RefusedError(f"{location}: outside the folders that this site lets experiments use "
-                         f"(store_roots: {allowed})")
+                           f"(store_roots: {allowed})")
 
 
 @contextmanager

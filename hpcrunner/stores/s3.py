@@ -275,7 +275,7 @@ def _split(location: str) -> tuple[str, str, str]:
     endpoints.check_key(key, location)
     if "@" in host:
         raise RefusedError(f"s3://***@{host.rpartition('@')[2]}/{bucket}/{key}: a location in S3 holds no password; "
-                         "credentials belong into the message's `credentials`")
+                           "credentials belong into the message's `credentials`")
     return host, bucket, key
 
 
