@@ -108,8 +108,8 @@ def explain(error: object, location: str, host: str, bucket: str, keys: Keys) ->
         return StoreError(f"{location}: the bucket is in another region{f', {right}' if right else ''} ({code}: "
                           f"{said}); set `region` in the site's `stores` or in the message's credentials")
     if code in _FULL or status == 507:
-        return StoreError(f"{location}: {host} takes no more ({code or status}{said and f': {said}'}): its disk is full, "
-                          "or a quota is used up; make room there, or have the quota raised", transient=True)
+        return StoreError(f"{location}: {host} takes no more ({code or status}{said and f': {said}'}): its disk is "
+                          "full, or a quota is used up; make room there, or have the quota raised", transient=True)
     if code in _WEATHER or (status >= 500 and status != 501):
         return Weather(f"{location}: {host} is in trouble ({code or status}: {said})")
     if status == 429:
