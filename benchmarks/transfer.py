@@ -3,6 +3,8 @@
 Two cases, up and down: one file of 1 GiB that nothing compresses, and a workspace of 2,000 small files, which hpcrunner
 moves as the one tar that StudioML's artifacts are, packing and unpacking counted in, and the others file by file,
 each its own best way. All take turns in one run; the median of each counts. Every copy is compared with what was sent.
+Between up and down the server is asked what it has: rclone's server hashes a file when first asked about it, which
+rclone itself does at the end of an upload and the others do with the download.
 
 Last line: `transfer worst=W rss_mb=M`: W is the lowest of our rates over the best of theirs, M the most memory that
 one of our transfers took. The server is `rclone serve s3` (scripts/store-server), on this host.
@@ -119,10 +121,13 @@ class Bench:
     def rclone(self, down: bool, key: str, is_file: bool) -> Run:
         def run(path: Path) -> None:
             place = f"s:{BUCKET}/{key}"
-            self._call([self.bin / "rclone", "--config", self.folder / "rclone.conf", "copyto" if is_file else "copy",
-                        *((place, path) if down else (path, place))])
+            self._call([*self._rclone, "copyto" if is_file else "copy", *((place, path) if down else (path, place))])
 
         return run
+
+    @property
+    def _rclone(self) -> list[object]:
+        return [self.bin / "rclone", "--config", self.folder / "rclone.conf"]
 
     def s5cmd(self, down: bool, key: str, is_file: bool) -> Run:
         def run(path: Path) -> None:
@@ -141,24 +146,27 @@ class Bench:
             sys.exit(f"{command[0]} failed: {done.stderr[-2000:]}")
         return done.stdout
 
+    def there_and_back(self, up: Run, down: Run, source: Path, key: str) -> tuple[float, float]:
+        """Seconds of each."""
+        sent = timed(up, source)
+        self._call([*self._rclone, "lsl", f"s:{BUCKET}/{key}"])
+        fetched = timed(down, self.folder / "back")
+        self._call([*self._rclone, "delete", f"s:{BUCKET}/{key}"])
+        return sent, fetched
+
     def compare(self, title: str, size: int, ways: Mapping[str, Ways], source: Path) -> float:
         """Prints the rates of all; the lowest of ours over the best of theirs, up and down."""
         times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ways}
         expected = digest(source)
         for number in range(self.rounds):
             for name, make in ways.items():
-                # Never the same key twice: the server remembers what it saw in its folder.
-                up, down = make(f"{title.replace(' ', '-')}-{name}-{number}")
-                back = self.folder / "back"
-                for seconds, run, path in zip(times[name], (up, down), (source, back), strict=True):
-                    os.sync()  # What others wrote is not to be paid for here.
-                    start = time.perf_counter()
-                    run(path)
-                    seconds.append(time.perf_counter() - start)
-                if digest(back) != expected:
+                # Never the same key twice: the server remembers what it saw.
+                key = f"{title.replace(' ', '-')}-{name}-{number}"
+                for seconds, took in zip(times[name], self.there_and_back(*make(key), source, key), strict=True):
+                    seconds.append(took)
+                if digest(self.folder / "back") != expected:
                     sys.exit(f"{name}: what came back is not what was sent")
-                for used in (back, *Path(self.server.told["data"], BUCKET).iterdir()):
-                    shutil.rmtree(used) if used.is_dir() else used.unlink()
+                remove(self.folder / "back")
         worst = float("inf")
         for index, direction in enumerate(("up", "down")):
             rates = {name: size / 1e6 / statistics.median(found[index]) for name, found in times.items()}
@@ -170,6 +178,17 @@ class Bench:
 
 def void(_: object) -> None:
     pass
+
+
+def timed(run: Run, path: Path) -> float:
+    os.sync()  # What others wrote is not to be paid for here.
+    start = time.perf_counter()
+    run(path)
+    return time.perf_counter() - start
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def digest(path: Path) -> str:

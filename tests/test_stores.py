@@ -28,7 +28,7 @@ import services
 from hpcrunner.config.site import Site
 from hpcrunner.engine.install import open_store
 from hpcrunner.errors import ChangedError, StoreError
-from hpcrunner.stores._files import disk_fault, require_space
+from hpcrunner.stores._files import disk_fault, require_space, write_pieces
 from hpcrunner.stores.base import Access, Store
 from storeservers import Proxy, Server, client
 
@@ -563,6 +563,16 @@ def test_names_as_long_as_they_may_be(place: Place, key: str, long: str) -> None
     location = place.put(f"{key}/{long}", b"data")
     assert place.store.fetch(location, place.tmp / long)
     assert (place.tmp / long).read_bytes() == b"data"
+
+@pytest.mark.parametrize("taken", range(7))
+def test_a_disk_that_takes_less_than_it_was_given_is_given_the_rest(
+        tmp_path: Path, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda fd, pieces, at: whole(fd, [b"".join(pieces)[:taken]], at))
+    with (tmp_path / "file").open("wb") as file:
+        write_pieces(file.fileno(), [b"abc", b"de", b"f"], 2)
+    assert (tmp_path / "file").read_bytes() == b"\0\0abcdef"
+
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE])

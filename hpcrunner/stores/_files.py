@@ -40,12 +40,19 @@ def require_space(path: Path, size: int) -> None:
                          "free space there, and it goes on", transient=True, errno=errno.ENOSPC)
 
 
-def write_all(fd: int, data: bytes, at: int | None = None) -> None:
-    """Raises OSError. Without `at` where the last one ended."""
+def write_all(fd: int, data: bytes) -> None:
+    """Where the last one ended. Raises OSError."""
     view = memoryview(data)
     while view:
-        count = os.write(fd, view) if at is None else os.pwrite(fd, view, at)
-        view, at = view[count:], None if at is None else at + count
+        view = view[os.write(fd, view):]
+
+
+def write_pieces(fd: int, pieces: list[bytes], at: int) -> None:
+    """One after the other, from `at`. Raises OSError."""
+    written = os.pwritev(fd, pieces, at)
+    rest = memoryview(b"".join(pieces)) if written < sum(map(len, pieces)) else memoryview(b"")
+    while written < len(rest):
+        written += os.pwrite(fd, rest[written:], at + written)
 
 
 @dataclass(frozen=True)
