@@ -54,7 +54,8 @@ before = open("../modeldir/steps").read() if os.path.exists("../modeldir/steps")
 print("begins with", before or "nothing", flush=True)
 if before: sys.exit()
 def leave(*_):
-    time.sleep(7)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends another one when the grace is over.
+    time.sleep(6)
     open("../modeldir/steps", "w").write("two steps")
     sys.exit(1)
 signal.signal(signal.SIGTERM, leave)
@@ -62,7 +63,7 @@ open("../modeldir/ready", "w").close()
 time.sleep(600)
 """
 """Goes on from its checkpoint, and must be warned ahead to write one: Slurm's own SIGTERM leaves it 5 s."""
-CHECKPOINTS_QUICKLY = CHECKPOINTS.replace("sleep(7)", "sleep(0)")
+CHECKPOINTS_QUICKLY = CHECKPOINTS.replace("sleep(6)", "sleep(0)")
 
 
 @dataclass(frozen=True)
