@@ -136,10 +136,11 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Cal
     folder = run_dir.experiment / "modeldir"
     folder.mkdir(parents=True)
     run_dir.style_file.write_text("new")
-    transfer = Transfer(Run(1, "q", "e", State.RUNNING), "", print, print, print, lambda: None)
+    run = Run(1, "q", "e", State.RUNNING)
+    transfer = Transfer(run, "", print, print, print, lambda: None)
     site = load(lab.site, overrides={}).site
     with Journal(StateDir(site.state_dir).journal) as journal:
-        yield lambda: Outbox(Install(site, journal), experiment, run_dir, transfer, lambda: None), folder, put
+        yield lambda: Outbox(Install(site, journal), experiment, run, run_dir, transfer, lambda: None), folder, put
 
 
 Saved = tuple[Callable[[], Outbox], Path, list[str]]

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tarfile
 import tempfile
 import time
 from contextlib import suppress
@@ -48,6 +49,22 @@ os.mkdir("../tb"); open("../tb/event", "w").write("e")
     assert record["status"] == "finished" and record["exit_code"] == 0 and record["outcome"] == "succeeded"
     assert record["time_added"] < record["time_started"] <= record["time_finished"]
     assert record["filename"] == "main.py" and record["artifacts"]["workspace"]
+
+
+@pytest.mark.parametrize(("ahead", "least"), [(0.0, 4.0), (600.0, 604.0), (1e6, 3604.0)])
+def test_a_quick_result_is_younger_than_its_submission(lab: Lab, ahead: float, least: float) -> None:
+    """Else the completion service takes it for an earlier one's, and waits for ever. Its clock may be ahead of ours."""
+    message = lab.message("e1", "open('../retval', 'w').write('42'); open('../modeldir/weights', 'w').write('w')")
+    message["experiment"]["time_added"] = time.time() + ahead
+    before = time.time()
+    lab.enqueue(message)
+    lab.run_all()
+    times = {}
+    for tag in ("retval", "modeldir"):
+        with tarfile.open(lab.store / "artifacts" / "experiments" / "e1" / f"{tag}.tar") as tar:
+            times[tag] = tar.getmembers()[-1].mtime
+    assert before + least <= times["retval"] <= time.time() + least + 1
+    assert times["modeldir"] <= time.time()
 
 
 def test_failing_script_ends_failed_with_its_code_and_returns_everything(lab: Lab) -> None:

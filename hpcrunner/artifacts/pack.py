@@ -33,18 +33,18 @@ def compression_for(key: str) -> str | None:
 
 
 def pack(source: Path, archive: Path, style: TarStyle, compression: str | None = None, *,
-         check: Callable[[], None] = lambda: None) -> tuple[str, ...]:
+         not_before: float = 0.0, check: Callable[[], None] = lambda: None) -> tuple[str, ...]:
     """Writes the tar of a folder or a single file. Returns what had to be left out for good, in words: what vanished,
     what this user may not read, what is no file.
 
-    Links are stored as links, several names of one file as hard links, times in whole seconds. A file that changes its
-    size while it is read is cut or padded with zeros to the size it had: the program it belongs to has ended, but
-    something may still be writing. `check` is called for each member and each MiB, and may raise. Raises OSError if the
-    archive can't be written, or the disk fails.
+    Links are stored as links, several names of one file as hard links, times in whole seconds, and none of them earlier
+    than `not_before` (Unix seconds). A file that changes its size while it is read is cut or padded with zeros to the
+    size it had: the program it belongs to has ended, but something may still be writing. `check` is called for each
+    member and each MiB, and may raise. Raises OSError if the archive can't be written, or the disk fails.
     """
     form = tarfile.GNU_FORMAT if style is TarStyle.OLD else tarfile.PAX_FORMAT
     with _opened(archive, compression) as out:
-        packer = _Packer(out, form, check)
+        packer = _Packer(out, form, not_before, check)
         packer.pack(source, style)
         # Two empty blocks end it; tar(1) fills up the last of the records in which tapes were written.
         end = 2 * tarfile.BLOCKSIZE
@@ -75,8 +75,8 @@ def _opened(archive: Path, compression: str | None) -> Any:
 
 
 class _Packer:
-    def __init__(self, out: Any, form: Any, check: Callable[[], None]) -> None:
-        self._out, self._form, self._check = out, form, check
+    def __init__(self, out: Any, form: Any, not_before: float, check: Callable[[], None]) -> None:
+        self._out, self._form, self._not_before, self._check = out, form, not_before, check
         self._names: dict[tuple[int, int], str] = {}
         self.size = 0
         self.warnings: list[str] = []
@@ -177,7 +177,7 @@ class _Packer:
         """Without owner and group: who ran it here means nothing where it is read."""
         info = tarfile.TarInfo(shown)
         info.type, info.linkname = kind, target
-        info.mode, info.mtime = stat.S_IMODE(status.st_mode), int(status.st_mtime)
+        info.mode, info.mtime = stat.S_IMODE(status.st_mode), int(max(status.st_mtime, self._not_before))
         info.size = status.st_size if kind == tarfile.REGTYPE else 0
         header = info.tobuf(self._form, "utf-8", "surrogateescape")
         self._out.write(header)

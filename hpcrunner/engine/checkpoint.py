@@ -53,6 +53,6 @@ def save(install: Install, experiment: Experiment, run: Run, run_dir: RunDir, tr
     if scrape.TAG in tags:
         transfer.begin(f"{experiment.key}: gathering its metadata")
         scrape.scrape(experiment, run, run_dir, is_over=False)
-    if Outbox(install, experiment, run_dir, transfer, confirm).save(tags):
+    if Outbox(install, experiment, run, run_dir, transfer, confirm).save(tags):
         confirm()
         record.update(install, experiment, {"time_last_checkpoint": time.time()}, transfer)

@@ -59,7 +59,7 @@ def finish(install: Install, experiment: Experiment, run: Run, run_dir: RunDir, 
         run_dir.env_file.unlink(missing_ok=True)
         notes = scrape.scrape(experiment, run, run_dir, is_over=True, check=transfer.check)
         sign_off(log_path, run, notes)
-        problems += Outbox(install, experiment, run_dir, transfer, confirm).finish(is_last_try=is_last_try)
+        problems += Outbox(install, experiment, run, run_dir, transfer, confirm).finish(is_last_try=is_last_try)
         if run.run_dir:
             _check_there(run_dir)  # What vanishes meanwhile looks like artifacts that were never made.
         _keep_log(install, run, log_path)

@@ -27,10 +27,16 @@ from hpcrunner.engine.transfers import Transfer
 from hpcrunner.errors import RefusedError, StoreError
 from hpcrunner.files import write_whole
 from hpcrunner.layout import RunDir
+from hpcrunner.model import Run
 from hpcrunner.units import format_size
 from hpcrunner.wire.experiment import Artifact, Experiment
 from hpcrunner.wire.message import safe_name
 
+_SUBMITTING = 5.0
+"""Seconds. The client's completion service takes a result for its own if that is younger than its submission, whose
+time it notes once the broker has confirmed it, for which it looks once a second. A quick job is over before that."""
+_SKEW = 3600.0
+"""Seconds by which a client's clock may be ahead of ours and its results still count."""
 _PACKS = 2
 """So often a folder that changes while it is packed is packed again, before it is taken as it comes."""
 
@@ -55,9 +61,11 @@ class Sent:
 class Outbox:
     """`confirm` raises BusyError if another process has taken over: asked before anything is sent."""
 
-    def __init__(self, install: Install, experiment: Experiment, run_dir: RunDir, transfer: Transfer,
+    def __init__(self, install: Install, experiment: Experiment, run: Run, run_dir: RunDir, transfer: Transfer,
                  confirm: Callable[[], None]) -> None:
         self._install, self._experiment, self._run_dir = install, experiment, run_dir
+        submitted_at = max(run.received_at, min(experiment.time_added or 0.0, run.received_at + _SKEW))
+        self._not_before = submitted_at + _SUBMITTING
         self._transfer, self._confirm = transfer, confirm
         self.sent = read_sent(run_dir.sent_file)
         run_dir.transfer.mkdir(mode=0o700, exist_ok=True)
@@ -144,7 +152,7 @@ class Outbox:
         self._transfer.begin(f"{self._experiment.key}: packing {artifact.tag}")
         part = packed.with_name(f".{packed.name}.pack")
         left_out = pack(source, part, self._style, compression_for(artifact.key or artifact.location or ""),
-                        check=self._transfer.check)
+                        not_before=self._not_before if artifact.tag == "retval" else 0.0, check=self._transfer.check)
         for text in left_out:
             log.warning("%s: %s: %s", self._experiment.key, artifact.tag, text)
         part.replace(packed)
