@@ -197,9 +197,11 @@ class _Download:
                         noted = at
         finally:
             chunks.close()
-            write()
-            if at != noted and not self._is_unbroken:
-                self._notes.add(start, at)
+            try:
+                write()
+            finally:  # A full disk took some of it before.
+                if self._at[start] != noted and not self._is_unbroken:
+                    self._notes.add(start, self._at[start])
         if at != end:
             raise Weather(f"{self._location}: the connection ended before the object did")
 
