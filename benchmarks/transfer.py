@@ -166,7 +166,8 @@ class Bench:
                     seconds.append(took)
                 if digest(self.folder / "back") != expected:
                     sys.exit(f"{name}: what came back is not what was sent")
-                remove(self.folder / "back")
+                back = self.folder / "back"
+                shutil.rmtree(back) if back.is_dir() else back.unlink()
         worst = float("inf")
         for index, direction in enumerate(("up", "down")):
             rates = {name: size / 1e6 / statistics.median(found[index]) for name, found in times.items()}
@@ -185,10 +186,6 @@ def timed(run: Run, path: Path) -> float:
     start = time.perf_counter()
     run(path)
     return time.perf_counter() - start
-
-
-def remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def digest(path: Path) -> str:

@@ -12,8 +12,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -23,6 +22,7 @@ import pytest
 
 import slurmcluster
 import storeservers
+from disks import mounted
 from slurmcluster import Slurm
 
 SETTINGS = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("HPCRUNNER_")}
@@ -124,21 +124,6 @@ def _file_system(kind: str) -> str:
                 return make
         except subprocess.CalledProcessError as error:
             raise Missing(f"can't be mounted here: {error.stderr.strip()}") from error
-
-
-@contextmanager
-def mounted(make: str, folder: Path) -> Iterator[Path]:
-    """A file system of 400 MiB on a loop device in `folder`. Raises CalledProcessError."""
-    image, root = folder / "disk", folder / "mounted"
-    root.mkdir()
-    with image.open("wb") as disk:
-        disk.truncate(400 * 2**20)
-    for command in ([make, "-q", str(image)], ["mount", "-o", "loop", str(image), str(root)]):
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    try:
-        yield root
-    finally:
-        subprocess.run(["umount", str(root)], check=True)
 
 
 CLONING = ("btrfs", "xfs")

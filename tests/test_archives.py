@@ -232,7 +232,7 @@ def test_a_bomb_in_a_header_is_not_read_into_memory(place: Place) -> None:
 
 def test_a_sparse_file_counts_with_its_whole_size(place: Place) -> None:
     if not shutil.which("tar"):
-        pytest.skip("needs the program tar")
+        pytest.skip("needs the program tar: install the package tar")
     hole = place.root / "victims" / "hole"
     with hole.open("wb") as file:
         file.truncate(2**32)

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import services
-from disks import remount, small_disk
+from disks import mounted, remount, small_disk
 from hpcrunner import locks
 from hpcrunner.artifacts import cache as cache_module
 from hpcrunner.artifacts import tree
@@ -654,7 +654,7 @@ def cloning(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A file system that can clone."""
     make = services.require(request.param)
     assert isinstance(make, str)
-    with services.mounted(make, tmp_path) as folder:
+    with mounted(make, tmp_path) as folder:
         yield folder
 
 

@@ -562,7 +562,7 @@ def test_a_hiccup_of_tls_is_weather(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["s3", "http"])
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl: install the package openssl")
 def test_a_certificate_that_nobody_knows_is_not_trusted(tmp_path: Path, kind: str) -> None:
     subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", tmp_path / "key", "-out", tmp_path / "cert",
                     "-days", "2", "-subj", "/CN=127.0.0.1"], check=True, capture_output=True)

@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 import pytest
 
+import disks
 import services
 from hpcrunner.config.site import Site
 from hpcrunner.engine.install import open_store
@@ -500,13 +501,8 @@ def test_a_slow_connection_is_not_given_up(proxied: Place, key: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], check=True)
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with disks.small_disk(tmp_path / "disk", "24m") as folder:
+        yield folder
 
 
 @each(("local",))
@@ -564,6 +560,7 @@ def test_names_as_long_as_they_may_be(place: Place, key: str, long: str) -> None
     assert place.store.fetch(location, place.tmp / long)
     assert (place.tmp / long).read_bytes() == b"data"
 
+
 @pytest.mark.parametrize("taken", range(7))
 def test_a_disk_that_takes_less_than_it_was_given_is_given_the_rest(
         tmp_path: Path, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,7 +569,6 @@ def test_a_disk_that_takes_less_than_it_was_given_is_given_the_rest(
     with (tmp_path / "file").open("wb") as file:
         write_pieces(file.fileno(), [b"abc", b"de", b"f"], 2)
     assert (tmp_path / "file").read_bytes() == b"\0\0abcdef"
-
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE])
